@@ -1,0 +1,366 @@
+package toc
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"strings"
+
+	"github.com/airstream-io/airstream/internal/chunk"
+)
+
+// Names with a meaning of their own.
+const (
+	whiteoutPrefix = ".wh."
+	opaqueMarker   = ".wh..wh..opq"
+	aufsPrefix     = ".wh..wh." // leftovers of aufs, which unpackers skip
+	opaqueXattr    = "trusted.overlay.opaque"
+)
+
+// hidden are the files that eStargz adds to a layer's root for its own use.
+// stargz-snapshotter doesn't show them either.
+var hidden = []string{"stargz.index.json", ".prefetch.landmark", ".no.prefetch.landmark"}
+
+const noNode = math.MaxUint32
+
+// node is one inode while the tree is being built.
+type node struct {
+	mode, uid, gid, rdev uint32
+	mtime                int64
+	mtimeNsec            uint32
+	size                 int64
+	link                 string
+	xattrs               map[string][]byte
+	children             map[string]uint32 // of a directory
+	parent               uint32            // of a directory
+	nlink                uint32            // names that point here; 0: replaced, dropped
+	chunks               []pendingChunk
+}
+
+type pendingChunk struct {
+	id         chunk.ID
+	offset     int64
+	size       uint32
+	blobOffset int64
+	inner      int64
+}
+
+type hardlink struct{ name, target []string }
+
+// builder plays a table's entries in order, as an unpacker would.
+type builder struct {
+	payloadSize int64
+	nodes       []node
+	file        uint32 // the regular file that "chunk" entries continue, or noNode
+	late        []hardlink
+	nchunks     int
+	xattrBytes  int64
+}
+
+func newBuilder(payloadSize int64) *builder {
+	root := node{mode: TypeDir | 0o755, nlink: 1, children: map[string]uint32{}}
+	return &builder{payloadSize: payloadSize, nodes: []node{root}, file: noNode}
+}
+
+func (b *builder) add(e *jsonEntry) error {
+	if e.Type == "chunk" {
+		return b.continueFile(e)
+	}
+	if err := b.endFile(); err != nil {
+		return err
+	}
+	parts, err := splitPath(e.Name)
+	if err != nil {
+		return err
+	}
+	if len(parts) == 1 && slices.Contains(hidden, parts[0]) {
+		return nil
+	}
+	if len(b.nodes) > maxEntries {
+		return fmt.Errorf("more than %d entries", maxEntries)
+	}
+	if len(parts) > 0 {
+		if done, err := b.addMarker(e, parts); done || err != nil {
+			return err
+		}
+	}
+	if e.Type == "hardlink" {
+		target, err := splitPath(e.LinkName)
+		if err != nil || len(parts) == 0 {
+			return fmt.Errorf("hardlink to %q: %w", shorten(e.LinkName), errors.Join(err, errors.New("not a file")))
+		}
+		if ok, err := b.linkTo(parts, target); ok || err != nil {
+			return err
+		}
+		// A prioritised name may come before its target.
+		b.late = append(b.late, hardlink{parts, target})
+		return nil
+	}
+	n, err := e.attr()
+	if err != nil {
+		return err
+	}
+	for _, v := range n.xattrs {
+		b.xattrBytes += int64(len(v))
+	}
+	if b.xattrBytes > MaxJSONSize {
+		return errors.New("too many bytes of extended attributes")
+	}
+	id, err := b.place(parts, n)
+	if err != nil || n.mode&TypeMask != TypeRegular || n.size == 0 {
+		return err
+	}
+	b.file = id
+	return b.continueFile(e)
+}
+
+// addMarker handles whiteouts and opaque markers; done says that e was one.
+func (b *builder) addMarker(e *jsonEntry, parts []string) (done bool, err error) {
+	base, dir := parts[len(parts)-1], parts[:len(parts)-1]
+	switch {
+	case base == opaqueMarker:
+		id, err := b.mkdirAll(dir)
+		if err != nil {
+			return true, err
+		}
+		b.makeOpaque(id)
+		return true, nil
+	case strings.HasPrefix(base, aufsPrefix):
+		return true, nil
+	case strings.HasPrefix(base, whiteoutPrefix):
+		name := strings.TrimPrefix(base, whiteoutPrefix)
+		if name == "" || name == "." || name == ".." {
+			return true, errors.New("whiteout of nothing")
+		}
+		w := node{mode: TypeChar, parent: noNode}
+		if e.UID >= 0 && e.UID < math.MaxUint32 && e.GID >= 0 && e.GID < math.MaxUint32 {
+			w.uid, w.gid = uint32(e.UID), uint32(e.GID)
+		}
+		if err := w.setMtime(e.ModTime); err != nil {
+			return true, err
+		}
+		return true, b.whiteout(dir, name, w)
+	}
+	return false, nil
+}
+
+// whiteout hides name in the layers below. The image spec lets it speak of
+// those alone: what this layer itself has under the name stays, and a
+// directory is cut off from what it would merge with.
+func (b *builder) whiteout(dir []string, name string, w node) error {
+	at, err := b.mkdirAll(dir)
+	if err != nil {
+		return err
+	}
+	old, ok := b.nodes[at].children[name]
+	if !ok {
+		w.nlink = 1
+		b.nodes[at].children[name] = b.newNode(w)
+		return nil
+	}
+	if b.nodes[old].mode&TypeMask == TypeDir {
+		b.makeOpaque(old)
+	}
+	return nil
+}
+
+func (b *builder) makeOpaque(id uint32) {
+	d := &b.nodes[id]
+	d.xattrs = maps.Clone(d.xattrs)
+	if d.xattrs == nil {
+		d.xattrs = map[string][]byte{}
+	}
+	d.xattrs[opaqueXattr] = []byte("y")
+}
+
+func (n *node) isWhiteout() bool { return n.mode&TypeMask == TypeChar && n.rdev == 0 }
+
+// mkdirAll returns the directory at parts, making what is missing as
+// unpackers do: mode 0755, owned by root.
+func (b *builder) mkdirAll(parts []string) (uint32, error) {
+	at := Root
+	for _, name := range parts {
+		next, ok := b.nodes[at].children[name]
+		switch {
+		case !ok:
+			if len(b.nodes) > maxEntries {
+				return 0, fmt.Errorf("more than %d entries", maxEntries)
+			}
+			next = b.newNode(node{mode: TypeDir | 0o755, parent: at, nlink: 1, children: map[string]uint32{}})
+			b.nodes[at].children[name] = next
+		case b.nodes[next].isWhiteout():
+			b.drop(next)
+			next = b.newNode(node{mode: TypeDir | 0o755, parent: at, nlink: 1, children: map[string]uint32{}})
+			b.nodes[at].children[name] = next
+		case b.nodes[next].mode&TypeMask != TypeDir:
+			return 0, fmt.Errorf("%q is not a directory", shorten(name))
+		}
+		at = next
+	}
+	return at, nil
+}
+
+func (b *builder) newNode(n node) uint32 {
+	b.nodes = append(b.nodes, n)
+	return uint32(len(b.nodes) - 1)
+}
+
+// place puts n at parts, replacing what is there; a directory over a
+// directory keeps its children and takes the new attributes.
+func (b *builder) place(parts []string, n node) (uint32, error) {
+	isDir := n.mode&TypeMask == TypeDir
+	if len(parts) == 0 {
+		if !isDir {
+			return 0, errors.New("the root is not a directory")
+		}
+		b.mergeDir(Root, n)
+		return Root, nil
+	}
+	dir, err := b.mkdirAll(parts[:len(parts)-1])
+	if err != nil {
+		return 0, err
+	}
+	name := parts[len(parts)-1]
+	if old, ok := b.nodes[dir].children[name]; ok {
+		if isDir && b.nodes[old].mode&TypeMask == TypeDir {
+			b.mergeDir(old, n)
+			return old, nil
+		}
+		b.drop(old)
+	}
+	n.nlink = 1
+	if isDir {
+		n.parent, n.children = dir, map[string]uint32{}
+	}
+	id := b.newNode(n)
+	b.nodes[dir].children[name] = id
+	return id, nil
+}
+
+func (b *builder) mergeDir(id uint32, n node) {
+	d := &b.nodes[id]
+	if v, ok := d.xattrs[opaqueXattr]; ok {
+		if n.xattrs == nil {
+			n.xattrs = map[string][]byte{}
+		}
+		n.xattrs[opaqueXattr] = v
+	}
+	d.mode, d.uid, d.gid, d.mtime, d.mtimeNsec, d.xattrs = n.mode, n.uid, n.gid, n.mtime, n.mtimeNsec, n.xattrs
+}
+
+// drop takes one name away from a node, and from all below a directory.
+func (b *builder) drop(id uint32) {
+	stack := []uint32{id}
+	for len(stack) > 0 {
+		n := &b.nodes[stack[len(stack)-1]]
+		stack = stack[:len(stack)-1]
+		n.nlink--
+		for _, c := range n.children {
+			stack = append(stack, c)
+		}
+		n.children = nil
+	}
+}
+
+// linkTo makes parts another name of target; ok is false if target isn't there.
+func (b *builder) linkTo(parts, target []string) (ok bool, err error) {
+	at := Root
+	for _, name := range target {
+		next, found := b.nodes[at].children[name]
+		if !found {
+			return false, nil
+		}
+		at = next
+	}
+	if b.nodes[at].mode&TypeMask == TypeDir {
+		return false, errors.New("hardlink to a directory")
+	}
+	dir, err := b.mkdirAll(parts[:len(parts)-1])
+	if err != nil {
+		return false, err
+	}
+	name := parts[len(parts)-1]
+	old, exists := b.nodes[dir].children[name]
+	if exists && old == at {
+		return true, nil
+	}
+	if exists {
+		b.drop(old)
+	}
+	if b.nodes[at].nlink == 0 { // it was the target's last name, or above it
+		return false, errors.New("hardlink replaces its own target")
+	}
+	b.nodes[at].nlink++
+	b.nodes[dir].children[name] = at
+	return true, nil
+}
+
+func (b *builder) continueFile(e *jsonEntry) error {
+	if b.file == noNode {
+		return errors.New("chunk without a file")
+	}
+	n := &b.nodes[b.file]
+	c, err := e.chunk(n.size)
+	if err != nil {
+		return err
+	}
+	if c.blobOffset < 0 || c.blobOffset >= b.payloadSize {
+		return fmt.Errorf("chunk at %d of a blob of %d bytes", c.blobOffset, b.payloadSize)
+	}
+	var want int64
+	if k := len(n.chunks); k > 0 {
+		want = n.chunks[k-1].offset + int64(n.chunks[k-1].size)
+	}
+	if c.offset != want {
+		return fmt.Errorf("chunk at %d of the file, want %d", c.offset, want)
+	}
+	if b.nchunks++; b.nchunks > maxChunks {
+		return fmt.Errorf("more than %d chunks", maxChunks)
+	}
+	n.chunks = append(n.chunks, c)
+	return nil
+}
+
+// endFile checks that the chunks so far make the whole of the current file.
+func (b *builder) endFile() error {
+	if b.file == noNode {
+		return nil
+	}
+	n := &b.nodes[b.file]
+	last := n.chunks[len(n.chunks)-1]
+	b.file = noNode
+	if end := last.offset + int64(last.size); end != n.size {
+		return fmt.Errorf("the file before it ends at %d of %d bytes", end, n.size)
+	}
+	return nil
+}
+
+// finish resolves what had to wait for the last entry.
+func (b *builder) finish() error {
+	if err := b.endFile(); err != nil {
+		return err
+	}
+	for len(b.late) > 0 {
+		var still []hardlink
+		for _, l := range b.late {
+			ok, err := b.linkTo(l.name, l.target)
+			if err != nil {
+				return fmt.Errorf("%q: %w", shorten(strings.Join(l.name, "/")), err)
+			}
+			if !ok {
+				still = append(still, l)
+			}
+		}
+		if len(still) == len(b.late) {
+			l := still[0]
+			return fmt.Errorf("%q is a hardlink to %q, which is not in the layer",
+				shorten(strings.Join(l.name, "/")), shorten(strings.Join(l.target, "/")))
+		}
+		b.late = still
+	}
+	return nil
+}
+
+func sortedNames[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
