@@ -1,0 +1,37 @@
+// Package annotation names the annotations that a converted image carries on
+// its layers' descriptors in the manifest.
+//
+// A manifest is named by its digest, so whoever has verified a manifest may
+// believe what its author wrote here; it is still only what the author says.
+// The converter writes all of them on every layer it makes.
+package annotation
+
+const (
+	// TOCDigest is the digest of the layer's table of contents: SHA-256 of the
+	// uncompressed JSON. Its presence is what makes a layer lazy, here and in
+	// stargz-snapshotter, which gave it its name.
+	TOCDigest = "containerd.io/snapshot/stargz/toc.digest"
+
+	// UncompressedSize is the size of the layer's tar in bytes, decimal, under
+	// the name that containers/storage reads.
+	UncompressedSize = "io.containers.estargz.uncompressed-size"
+
+	// TOCOffset is where the gzip member with the table of contents begins in
+	// the blob, in bytes, decimal. It saves a lazy reader the round trip for
+	// the footer and is only a hint: the table is verified against TOCDigest.
+	TOCOffset = "io.airstream.layer.toc-offset"
+
+	// ChunkSize is where files were cut, in bytes, decimal.
+	ChunkSize = "io.airstream.layer.chunk-size"
+
+	// GroupSize is how many bytes of small files share a gzip member, decimal;
+	// absent where every chunk has a member to itself.
+	GroupSize = "io.airstream.layer.group-size"
+
+	// Format is the version of the converter's layout, layer.Format. Equal
+	// Source, ChunkSize, GroupSize and Format mean equal bytes.
+	Format = "io.airstream.layer.format"
+
+	// Source is the digest of the layer blob that this one was made from.
+	Source = "io.airstream.layer.source"
+)

@@ -1,0 +1,200 @@
+package catalog
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"go.etcd.io/bbolt"
+
+	"github.com/airstream-io/airstream/internal/annotation"
+)
+
+// maxLayers bounds what a manifest may list. overlayfs stacks 500 at most.
+const maxLayers = 1000
+
+// ErrInvalid says that a manifest and config don't make an image.
+var ErrInvalid = errors.New("not a container image")
+
+// parsed is an image as its manifest and config describe it.
+type parsed struct {
+	Image
+	layers []Layer // lazy ones; Slot not given yet, index as in Image.Layers
+}
+
+// Learn remembers the image that a manifest and its config make. Both have
+// been verified by their digests: manifest is the manifest's, and the config's
+// stands in it. name is "host/repo:tag" if the image was asked for by a tag,
+// else empty. An image that contradicts one that is here is ErrConflict; what
+// is no image, ErrInvalid.
+func (c *Catalog) Learn(src Source, name string, mediaType string, manifest, config []byte) (Image, error) {
+	p, err := parse(mediaType, manifest, config)
+	if err != nil {
+		return Image{}, fmt.Errorf("catalog: learn %s/%s: %w", src.Host, src.Repo, err)
+	}
+	err = c.db.Update(func(tx *bbolt.Tx) error { return p.save(tx, src, name) })
+	return p.Image, wrap("learn", p.Manifest.String(), err)
+}
+
+func parse(mediaType string, manifest, config []byte) (*parsed, error) {
+	var m ocispec.Manifest
+	if err := json.Unmarshal(manifest, &m); err != nil {
+		return nil, fmt.Errorf("%w: manifest: %w", ErrInvalid, err)
+	}
+	var cfg ocispec.Image
+	if err := json.Unmarshal(config, &cfg); err != nil {
+		return nil, fmt.Errorf("%w: config: %w", ErrInvalid, err)
+	}
+	diffIDs := cfg.RootFS.DiffIDs
+	if len(m.Layers) != len(diffIDs) {
+		return nil, fmt.Errorf("%w: %d layers and %d diffIDs", ErrInvalid, len(m.Layers), len(diffIDs))
+	}
+	if len(m.Layers) > maxLayers {
+		return nil, fmt.Errorf("%w: %d layers", ErrInvalid, len(m.Layers))
+	}
+	p := &parsed{
+		Image: Image{
+			Manifest: digest.FromBytes(manifest), MediaType: mediaType, Config: m.Config.Digest,
+			Platform: platform(cfg.Platform), Learned: time.Now().UTC(),
+		},
+		layers: make([]Layer, len(m.Layers)),
+	}
+	for i, d := range diffIDs {
+		if err := d.Validate(); err != nil {
+			return nil, fmt.Errorf("%w: diffID %q: %w", ErrInvalid, d, err)
+		}
+		if err := m.Layers[i].Digest.Validate(); err != nil || m.Layers[i].Size < 0 {
+			return nil, fmt.Errorf("%w: layer %q of %d bytes", ErrInvalid, m.Layers[i].Digest, m.Layers[i].Size)
+		}
+	}
+	for i, chain := range identity.ChainIDs(slices.Clone(diffIDs)) {
+		desc := m.Layers[i]
+		l := ImageLayer{ChainID: chain, DiffID: diffIDs[i], Blob: desc.Digest, MediaType: desc.MediaType, Size: desc.Size}
+		if l.Reason = notLazy(desc); l.Reason == "" {
+			p.layers[i] = Layer{TOC: digest.Digest(desc.Annotations[annotation.TOCDigest]), TOCOffset: tocOffset(desc), Blob: desc.Digest, Size: desc.Size}
+		}
+		p.Layers = append(p.Layers, l)
+	}
+	return p, nil
+}
+
+func platform(p ocispec.Platform) string {
+	return strings.TrimSuffix(p.OS+"/"+p.Architecture+"/"+p.Variant, "/")
+}
+
+// notLazy says in a few words why a layer can't be served before it is here.
+func notLazy(desc ocispec.Descriptor) string {
+	toc, ok := desc.Annotations[annotation.TOCDigest]
+	switch {
+	case !ok:
+		return "it has no table of contents: the image was not converted"
+	case digest.Digest(toc).Validate() != nil || digest.Digest(toc).Algorithm() != digest.SHA256:
+		return "its table of contents has no SHA-256 digest"
+	case desc.Digest.Algorithm() != digest.SHA256:
+		return "its digest is not SHA-256"
+	case !strings.HasSuffix(desc.MediaType, "gzip"): // "…layer.v1.tar+gzip", "…rootfs.diff.tar.gzip"
+		return "its media type is " + desc.MediaType
+	}
+	return ""
+}
+
+// tocOffset reads the hint; one that makes no sense is as good as none.
+func tocOffset(desc ocispec.Descriptor) int64 {
+	n, err := strconv.ParseInt(desc.Annotations[annotation.TOCOffset], 10, 64)
+	if err != nil || n < 0 || n >= desc.Size {
+		return 0
+	}
+	return n
+}
+
+func (p *parsed) save(tx *bbolt.Tx, src Source, name string) error {
+	for i := range p.Layers {
+		if p.Layers[i].Reason != "" {
+			continue
+		}
+		slot, err := giveSlot(tx, p.layers[i], src)
+		if err != nil {
+			return err
+		}
+		p.Layers[i].Slot = slot
+	}
+	for _, l := range p.Layers {
+		var old ImageLayer
+		switch err := get(tx, bucketChains, []byte(l.ChainID), &old); {
+		case errors.Is(err, fs.ErrNotExist):
+			err = put(tx, bucketChains, []byte(l.ChainID), l)
+			if err != nil {
+				return err
+			}
+		case err != nil:
+			return err
+		case old.Slot != l.Slot:
+			return fmt.Errorf("%w: chain %s is in slot %d here and would be in %d (0: not lazy); an image that is here already says otherwise", ErrConflict, l.ChainID, old.Slot, l.Slot)
+		}
+	}
+	var old Image
+	if err := get(tx, bucketImages, []byte(p.Manifest), &old); err == nil {
+		p.Names = old.Names
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if name != "" && !slices.Contains(p.Names, name) {
+		p.Names = append(p.Names, name)
+	}
+	if err := tx.Bucket(bucketTypes).Put([]byte(p.Manifest), []byte(p.MediaType)); err != nil {
+		return err
+	}
+	return put(tx, bucketImages, []byte(p.Manifest), p.Image)
+}
+
+// giveSlot returns the slot of a layer, a new one if it has none, and
+// remembers one more source of it.
+func giveSlot(tx *bbolt.Tx, l Layer, src Source) (uint32, error) {
+	slots := tx.Bucket(bucketSlots)
+	key := []byte(l.TOC)
+	if v := slots.Get(key); len(v) == 4 {
+		l.Slot = binary.BigEndian.Uint32(v)
+		var old Layer
+		if err := get(tx, bucketLayers, slotKey(l.Slot), &old); err != nil {
+			return 0, err
+		}
+		l.Sources = old.Sources
+		if old.Blob != l.Blob {
+			// The same table in another blob: recompressed. Offsets would
+			// differ, so they can't both be right; the first is kept.
+			return 0, fmt.Errorf("%w: table of contents %s belongs to blob %s here", ErrConflict, l.TOC, old.Blob)
+		}
+		l.TOCOffset = max(l.TOCOffset, old.TOCOffset)
+	} else {
+		n, err := slots.NextSequence()
+		if err != nil {
+			return 0, err
+		}
+		if n >= 1<<31 {
+			return 0, errors.New("all slots are taken")
+		}
+		l.Slot = uint32(n)
+		if err := slots.Put(key, slotKey(l.Slot)); err != nil {
+			return 0, err
+		}
+	}
+	if i := slices.Index(l.Sources, src); i != 0 {
+		if i > 0 {
+			l.Sources = slices.Delete(l.Sources, i, i+1)
+		}
+		l.Sources = slices.Insert(l.Sources, 0, src)
+		if len(l.Sources) > 8 {
+			l.Sources = l.Sources[:8]
+		}
+	}
+	return l.Slot, put(tx, bucketLayers, slotKey(l.Slot), l)
+}
