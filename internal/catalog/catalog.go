@@ -101,6 +101,7 @@ var (
 	bucketSlots  = []byte("slots")  // TOC digest → slot, big-endian
 	bucketChains = []byte("chains") // chain ID → ImageLayer
 	bucketTypes  = []byte("types")  // manifest or index digest → media type
+	bucketSizes  = []byte("sizes")  // layer or config digest → bytes, big-endian
 )
 
 // Catalog is safe for concurrent use by one process.
@@ -115,7 +116,7 @@ func Open(name string) (*Catalog, error) {
 		return nil, fmt.Errorf("catalog: open %s (is another airstream node using it?): %w", name, err)
 	}
 	err = db.Update(func(tx *bbolt.Tx) error {
-		for _, b := range [][]byte{bucketTags, bucketImages, bucketLayers, bucketSlots, bucketChains, bucketTypes} {
+		for _, b := range [][]byte{bucketTags, bucketImages, bucketLayers, bucketSlots, bucketChains, bucketTypes, bucketSizes} {
 			if _, err := tx.CreateBucketIfNotExists(b); err != nil {
 				return err
 			}
@@ -244,4 +245,19 @@ func wrap(verb, name string, err error) error {
 		return fmt.Errorf("catalog: %s %s: %w", verb, name, err)
 	}
 	return nil
+}
+
+// BlobSize returns the size of a layer or config that an image names, in
+// bytes, or fs.ErrNotExist.
+func (c *Catalog) BlobSize(d digest.Digest) (int64, error) {
+	size := int64(-1)
+	err := c.db.View(func(tx *bbolt.Tx) error {
+		v := tx.Bucket(bucketSizes).Get([]byte(d))
+		if len(v) != 8 {
+			return fs.ErrNotExist
+		}
+		size = int64(binary.BigEndian.Uint64(v))
+		return nil
+	})
+	return size, wrap("size of", d.String(), err)
 }

@@ -50,7 +50,9 @@ func image(t *testing.T, layers ...layer) (manifest, config []byte) {
 		}
 		m.Layers = append(m.Layers, desc)
 	}
-	return marshal(t, m), marshal(t, cfg)
+	config = marshal(t, cfg)
+	m.Config = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: digest.FromBytes(config), Size: int64(len(config))}
+	return marshal(t, m), config
 }
 
 func marshal(t *testing.T, v any) []byte {
@@ -198,7 +200,7 @@ func TestTagsAndMediaTypes(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	var cfg ocispec.Image
 	cfg.RootFS.DiffIDs = []digest.Digest{digest.FromString("a")}
-	m := ocispec.Manifest{Layers: []ocispec.Descriptor{{Digest: digest.FromString("b"), Annotations: map[string]string{annotation.TOCDigest: digest.FromString("t").String()}}}}
+	m := ocispec.Manifest{Config: ocispec.Descriptor{Digest: digest.FromString("c")}, Layers: []ocispec.Descriptor{{Digest: digest.FromString("b"), Annotations: map[string]string{annotation.TOCDigest: digest.FromString("t").String()}}}}
 	mb, _ := json.Marshal(m)
 	cb, _ := json.Marshal(cfg)
 	f.Add(mb, cb)

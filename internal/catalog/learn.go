@@ -45,6 +45,46 @@ func (c *Catalog) Learn(src Source, name string, mediaType string, manifest, con
 	return p.Image, wrap("learn", p.Manifest.String(), err)
 }
 
+// Layers gives slots to the lazy layers of a manifest, before its config is
+// here: their tables of contents can begin to cross. It remembers the sizes of
+// all blobs that the manifest names, be it an image's or not. The manifest has
+// been verified by its digest.
+func (c *Catalog) Layers(src Source, manifest []byte) (slots []uint32, err error) {
+	var m ocispec.Manifest
+	if err := json.Unmarshal(manifest, &m); err != nil {
+		return nil, fmt.Errorf("catalog: layers of %s/%s: %w: manifest: %w", src.Host, src.Repo, ErrInvalid, err)
+	}
+	if len(m.Layers) > maxLayers {
+		return nil, fmt.Errorf("catalog: layers of %s/%s: %w: %d layers", src.Host, src.Repo, ErrInvalid, len(m.Layers))
+	}
+	err = c.db.Update(func(tx *bbolt.Tx) error {
+		for _, desc := range append(m.Layers, m.Config) {
+			if desc.Digest.Validate() != nil || desc.Size < 0 {
+				continue
+			}
+			if err := tx.Bucket(bucketSizes).Put([]byte(desc.Digest), binary.BigEndian.AppendUint64(nil, uint64(desc.Size))); err != nil {
+				return err
+			}
+		}
+		for _, desc := range m.Layers {
+			if notLazy(desc) != "" || desc.Digest.Validate() != nil || desc.Size < 0 {
+				continue
+			}
+			slot, err := giveSlot(tx, lazyLayer(desc), src)
+			if err != nil {
+				return err
+			}
+			slots = append(slots, slot)
+		}
+		return nil
+	})
+	return slots, wrap("layers of", src.Host+"/"+src.Repo, err)
+}
+
+func lazyLayer(desc ocispec.Descriptor) Layer {
+	return Layer{TOC: digest.Digest(desc.Annotations[annotation.TOCDigest]), TOCOffset: tocOffset(desc), Blob: desc.Digest, Size: desc.Size}
+}
+
 func parse(mediaType string, manifest, config []byte) (*parsed, error) {
 	var m ocispec.Manifest
 	if err := json.Unmarshal(manifest, &m); err != nil {
@@ -68,6 +108,9 @@ func parse(mediaType string, manifest, config []byte) (*parsed, error) {
 		},
 		layers: make([]Layer, len(m.Layers)),
 	}
+	if err := m.Config.Digest.Validate(); err != nil {
+		return nil, fmt.Errorf("%w: config %q: %w", ErrInvalid, m.Config.Digest, err)
+	}
 	for i, d := range diffIDs {
 		if err := d.Validate(); err != nil {
 			return nil, fmt.Errorf("%w: diffID %q: %w", ErrInvalid, d, err)
@@ -80,7 +123,7 @@ func parse(mediaType string, manifest, config []byte) (*parsed, error) {
 		desc := m.Layers[i]
 		l := ImageLayer{ChainID: chain, DiffID: diffIDs[i], Blob: desc.Digest, MediaType: desc.MediaType, Size: desc.Size}
 		if l.Reason = notLazy(desc); l.Reason == "" {
-			p.layers[i] = Layer{TOC: digest.Digest(desc.Annotations[annotation.TOCDigest]), TOCOffset: tocOffset(desc), Blob: desc.Digest, Size: desc.Size}
+			p.layers[i] = lazyLayer(desc)
 		}
 		p.Layers = append(p.Layers, l)
 	}

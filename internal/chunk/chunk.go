@@ -22,7 +22,7 @@ const DefaultSize = 64 << 10
 // MaxSize is the largest chunk that is accepted from a table of contents, in
 // bytes. Images built by others use up to 4 MiB by default; the bound keeps a
 // hostile table from asking for memory without end.
-const MaxSize = 64 << 20
+const MaxSize = 16 << 20
 
 // ErrMismatch says that bytes are not the chunk they were taken for.
 var ErrMismatch = errors.New("content does not match its chunk ID")
@@ -63,12 +63,4 @@ func Parse(s string) (ID, error) {
 		return id, fmt.Errorf("chunk ID %q: %w", s, err)
 	}
 	return id, nil
-}
-
-// Count returns how many chunks of chunkSize bytes a file of size bytes has.
-func Count(size, chunkSize int64) int64 {
-	if size <= 0 {
-		return 0
-	}
-	return (size + chunkSize - 1) / chunkSize
 }

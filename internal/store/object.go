@@ -332,14 +332,25 @@ func count(m []uint64) uint32 {
 // HasObject tells how many chunks of an object are missing without opening
 // it; ok is false if nothing of it is stored.
 func (s *Store) HasObject(id toc.ObjectID, chunks uint32) (missing uint32, ok bool) {
+	missing = chunks - count(s.presence(id, chunks))
+	return missing, missing < chunks
+}
+
+// HasChunk tells whether chunk i of an object is there, without opening it.
+func (s *Store) HasChunk(id toc.ObjectID, chunks, i uint32) bool {
+	return i < chunks && get(s.presence(id, chunks), i)
+}
+
+// presence returns a copy of an object's presence map.
+func (s *Store) presence(id toc.ObjectID, chunks uint32) []uint64 {
 	s.mu.Lock()
 	o := s.objects[id]
 	s.mu.Unlock()
-	if o != nil {
+	if o != nil && o.chunks == chunks {
 		o.mu.Lock()
 		defer o.mu.Unlock()
 		if o.present != nil {
-			return o.missing, o.missing < o.chunks
+			return slices.Clone(o.present)
 		}
 	}
 	tmp := object{chunks: chunks, present: make([]uint64, (chunks+63)/64)}
@@ -347,6 +358,8 @@ func (s *Store) HasObject(id toc.ObjectID, chunks uint32) (missing uint32, ok bo
 		tmp.decode(tx.Bucket(bucketObjects).Get(id[:]))
 		return nil
 	})
-	missing = chunks - count(tmp.present)
-	return missing, err == nil && missing < chunks
+	if err != nil { // the database is closed: nothing is known, nothing is promised
+		clear(tmp.present)
+	}
+	return tmp.present
 }

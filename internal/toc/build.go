@@ -47,7 +47,10 @@ type pendingChunk struct {
 	inner      int64
 }
 
-type hardlink struct{ name, target []string }
+type hardlink struct {
+	name, target []string
+	meta         *node // nil: the entry says nothing but the name
+}
 
 // builder plays a table's entries in order, as an unpacker would.
 type builder struct {
@@ -91,11 +94,19 @@ func (b *builder) add(e *jsonEntry) error {
 		if err != nil || len(parts) == 0 {
 			return fmt.Errorf("hardlink to %q: %w", shorten(e.LinkName), errors.Join(err, errors.New("not a file")))
 		}
-		if ok, err := b.linkTo(parts, target); ok || err != nil {
+		l := hardlink{name: parts, target: target}
+		if e.Mode != 0 { // writers that leave it out mean nothing by it
+			n, err := e.meta()
+			if err != nil {
+				return err
+			}
+			l.meta = &n
+		}
+		if ok, err := b.linkTo(l); ok || err != nil {
 			return err
 		}
 		// A prioritised name may come before its target.
-		b.late = append(b.late, hardlink{parts, target})
+		b.late = append(b.late, l)
 		return nil
 	}
 	n, err := e.attr()
@@ -239,15 +250,23 @@ func (b *builder) place(parts []string, n node) (uint32, error) {
 	return id, nil
 }
 
+// mergeDir gives a directory the attributes of a later entry. Extended
+// attributes that it has stay, as on disk.
 func (b *builder) mergeDir(id uint32, n node) {
-	d := &b.nodes[id]
-	if v, ok := d.xattrs[opaqueXattr]; ok {
-		if n.xattrs == nil {
-			n.xattrs = map[string][]byte{}
+	b.nodes[id].become(n)
+}
+
+func (n *node) become(later node) {
+	n.mode = n.mode&TypeMask | later.mode&^TypeMask
+	n.uid, n.gid, n.mtime, n.mtimeNsec = later.uid, later.gid, later.mtime, later.mtimeNsec
+	if len(later.xattrs) > 0 {
+		all := maps.Clone(n.xattrs)
+		if all == nil {
+			all = map[string][]byte{}
 		}
-		n.xattrs[opaqueXattr] = v
+		maps.Copy(all, later.xattrs)
+		n.xattrs = all
 	}
-	d.mode, d.uid, d.gid, d.mtime, d.mtimeNsec, d.xattrs = n.mode, n.uid, n.gid, n.mtime, n.mtimeNsec, n.xattrs
 }
 
 // drop takes one name away from a node, and from all below a directory.
@@ -264,10 +283,12 @@ func (b *builder) drop(id uint32) {
 	}
 }
 
-// linkTo makes parts another name of target; ok is false if target isn't there.
-func (b *builder) linkTo(parts, target []string) (ok bool, err error) {
+// linkTo makes another name for a file, and gives it the attributes that the
+// name's entry has: an unpacker sets them through the name. ok is false if the
+// target isn't there.
+func (b *builder) linkTo(l hardlink) (ok bool, err error) {
 	at := Root
-	for _, name := range target {
+	for _, name := range l.target {
 		next, found := b.nodes[at].children[name]
 		if !found {
 			return false, nil
@@ -277,11 +298,11 @@ func (b *builder) linkTo(parts, target []string) (ok bool, err error) {
 	if b.nodes[at].mode&TypeMask == TypeDir {
 		return false, errors.New("hardlink to a directory")
 	}
-	dir, err := b.mkdirAll(parts[:len(parts)-1])
+	dir, err := b.mkdirAll(l.name[:len(l.name)-1])
 	if err != nil {
 		return false, err
 	}
-	name := parts[len(parts)-1]
+	name := l.name[len(l.name)-1]
 	old, exists := b.nodes[dir].children[name]
 	if exists && old == at {
 		return true, nil
@@ -294,6 +315,9 @@ func (b *builder) linkTo(parts, target []string) (ok bool, err error) {
 	}
 	b.nodes[at].nlink++
 	b.nodes[dir].children[name] = at
+	if l.meta != nil {
+		b.nodes[at].become(*l.meta)
+	}
 	return true, nil
 }
 
@@ -345,7 +369,7 @@ func (b *builder) finish() error {
 	for len(b.late) > 0 {
 		var still []hardlink
 		for _, l := range b.late {
-			ok, err := b.linkTo(l.name, l.target)
+			ok, err := b.linkTo(l)
 			if err != nil {
 				return fmt.Errorf("%q: %w", shorten(strings.Join(l.name, "/")), err)
 			}

@@ -180,13 +180,24 @@ func splitPath(name string) ([]string, error) {
 	return parts, nil
 }
 
-func (e *jsonEntry) attr() (node, error) {
-	n := node{parent: noNode}
+// meta reads what every type of entry has.
+func (e *jsonEntry) meta() (node, error) {
+	n := node{parent: noNode, mode: uint32(e.Mode) & 0o7777}
 	if e.UID < 0 || e.UID >= math.MaxUint32 || e.GID < 0 || e.GID >= math.MaxUint32 {
 		return n, fmt.Errorf("owner %d:%d", e.UID, e.GID)
 	}
 	n.uid, n.gid = uint32(e.UID), uint32(e.GID)
-	n.mode = uint32(e.Mode) & 0o7777
+	if err := n.setMtime(e.ModTime); err != nil {
+		return n, err
+	}
+	return n, n.setXattrs(e.Xattrs)
+}
+
+func (e *jsonEntry) attr() (node, error) {
+	n, err := e.meta()
+	if err != nil {
+		return n, err
+	}
 	switch e.Type {
 	case "dir":
 		n.mode |= TypeDir
@@ -218,10 +229,7 @@ func (e *jsonEntry) attr() (node, error) {
 	if e.Size < 0 {
 		return n, fmt.Errorf("size %d", e.Size)
 	}
-	if err := n.setMtime(e.ModTime); err != nil {
-		return n, err
-	}
-	return n, n.setXattrs(e.Xattrs)
+	return n, nil
 }
 
 // deviceNumber encodes a device as the kernel does for FUSE (new_encode_dev).
@@ -238,6 +246,11 @@ func (n *node) setMtime(s string) error {
 	t, err := time.Parse(time.RFC3339, s)
 	if err != nil {
 		return fmt.Errorf("time %q", shorten(s))
+	}
+	// Unpackers set what the kernel's nanoseconds in 64 bits can't hold to the
+	// epoch, and so does this.
+	if t.Before(time.Unix(0, 0)) || t.After(time.Unix(0, math.MaxInt64)) {
+		t = time.Unix(0, 0)
 	}
 	n.mtime, n.mtimeNsec = t.Unix(), uint32(t.Nanosecond())
 	return nil

@@ -218,6 +218,8 @@ func TestParsePlaysEntriesInOrder(t *testing.T) {
 		{"file replaces directory", []*estargz.TOCEntry{empty("d/f"), empty("d")}, "d 100644 1\n"},
 		{"directory replaces file", []*estargz.TOCEntry{empty("d"), dir("d"), empty("d/f")}, "d 40755 2\nd/f 100644 1\n"},
 		{"hardlink keeps what its target was", []*estargz.TOCEntry{empty("a"), hardlinkTo("b", "a"), {Name: "a", Type: "fifo", Mode: 0o600}}, "a 10600 1\nb 100644 1\n"},
+		{"hardlink brings attributes", []*estargz.TOCEntry{empty("a"), {Name: "b", Type: "hardlink", LinkName: "a", Mode: 0o4711, Xattrs: map[string][]byte{"user.x": []byte("1")}}}, "a 104711 2 user.x=1\nb 104711 2 user.x=1\n"},
+		{"later directory adds attributes", []*estargz.TOCEntry{{Name: "d", Type: "dir", Mode: 0o700, Xattrs: map[string][]byte{"user.x": []byte("1")}}, {Name: "d", Type: "dir", Mode: 0o755, Xattrs: map[string][]byte{"user.y": []byte("2")}}}, "d 40755 2 user.x=1 user.y=2\n"},
 		{"hardlink before its target", []*estargz.TOCEntry{hardlinkTo("c", "b"), hardlinkTo("b", "a"), empty("a")}, "a 100644 3\nb 100644 3\nc 100644 3\n"},
 		{"whiteout", []*estargz.TOCEntry{wh("d/.wh.gone")}, "d 40755 2\nd/gone 20000 1\n"},
 		{"opaque", []*estargz.TOCEntry{dir("d"), wh("d/.wh..wh..opq"), empty("d/f")}, "d 40755 2 trusted.overlay.opaque=y\nd/f 100644 1\n"},
@@ -302,10 +304,14 @@ type errReader struct{ err error }
 func (r errReader) Read([]byte) (int, error) { return 0, r.err }
 
 func TestFractionsOfSecondsAreKept(t *testing.T) {
-	tree := mustParse(t, &estargz.TOCEntry{Name: "a", Type: "dir", ModTime3339: "1969-12-31T23:59:58.25Z"})
-	want := time.Unix(-2, 250_000_000)
-	if got := tree.Attr(find(t, tree, "a")).Mtime; !got.Equal(want) {
+	tree := mustParse(t,
+		&estargz.TOCEntry{Name: "a", Type: "dir", ModTime3339: "1971-12-31T23:59:58.25Z"},
+		&estargz.TOCEntry{Name: "b", Type: "dir", ModTime3339: "1969-12-31T23:59:58.25Z"})
+	if got, want := tree.Attr(find(t, tree, "a")).Mtime, time.Date(1971, 12, 31, 23, 59, 58, 250_000_000, time.UTC); !got.Equal(want) {
 		t.Errorf("got %v, want %v", got, want)
+	}
+	if got := tree.Attr(find(t, tree, "b")).Mtime; !got.Equal(time.Unix(0, 0)) {
+		t.Errorf("before the epoch: got %v; unpackers set the epoch", got)
 	}
 }
 

@@ -1,0 +1,277 @@
+package fetcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/airstream-io/airstream/fetcher/registry"
+	"github.com/airstream-io/airstream/internal/catalog"
+	"github.com/airstream-io/airstream/internal/store"
+)
+
+// abandonAfter is how long a download goes on that nobody reads. containerd
+// comes back after it gave up; what has arrived stays in any case.
+const abandonAfter = 2 * time.Minute
+
+// maxRefusals is how often a source may refuse a blob before its readers are
+// told. Registries do refuse for a moment what they have.
+const maxRefusals = 3
+
+// download is a whole blob that is crossing. It runs on its own, and its
+// readers follow it.
+type download struct {
+	f    *Fetcher
+	d    digest.Digest
+	size int64 // bytes; < 0: unknown
+	src  catalog.Source
+
+	mu      sync.Mutex
+	changed chan struct{} // guarded by mu; closed and replaced when anything below changes
+	part    *store.Partial
+	length  int64 // guarded by mu
+	ended   bool  // guarded by mu; length is final and the blob complete, or err
+	err     error // guarded by mu
+	readers int   // guarded by mu
+	idle    *time.Timer
+	cancel  context.CancelFunc
+}
+
+// Blob is a blob to read from its beginning to its end: from disk if it is
+// here, following its download else. What a download brings is verified as a
+// whole when it is complete, so a reader must check the digest of what it got,
+// as containerd does; a wrong blob ends with an error and is never stored.
+type Blob struct {
+	ctx  context.Context //nolint:containedctx // a reader's wait, as in http.Request
+	file *os.File
+	d    *download
+	off  int64
+}
+
+// Blob opens a whole blob: size bytes, or unknown if size < 0. Reads wait for
+// the link until ctx ends.
+func (f *Fetcher) Blob(ctx context.Context, src catalog.Source, d digest.Digest, size int64) (*Blob, error) {
+	for {
+		file, err := f.store.Blob(d)
+		if err == nil {
+			return &Blob{ctx: ctx, file: file}, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		f.mu.Lock()
+		if f.closing {
+			f.mu.Unlock()
+			return nil, fmt.Errorf("fetcher: stopping: %w", context.Canceled)
+		}
+		err = nil
+		dl, ok := f.blobs[d]
+		if !ok {
+			dl, err = f.download(src, d, size) //nolint:contextcheck // a download outlives its readers
+		}
+		joined := err == nil && dl.join()
+		f.mu.Unlock()
+		if joined {
+			return &Blob{ctx: ctx, d: dl}, nil
+		}
+		if err != nil && !errors.Is(err, store.ErrBusy) {
+			return nil, err
+		}
+		// It ended between the two looks, and may have readers left; the next
+		// look finds what it leaves.
+		if !sleep(ctx, 5*time.Millisecond) {
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// download begins a download. f.mu is held.
+func (f *Fetcher) download(src catalog.Source, d digest.Digest, size int64) (*download, error) {
+	part, err := f.store.Partial(d)
+	if err != nil {
+		return nil, err
+	}
+	run, cancel := context.WithCancel(f.run)
+	dl := &download{f: f, d: d, size: size, src: src, part: part, length: part.Len(), changed: make(chan struct{}), cancel: cancel}
+	f.blobs[d] = dl
+	f.work.Go(func() { dl.run(run) })
+	return dl, nil
+}
+
+func (d *download) join() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.ended {
+		return false
+	}
+	d.readers++
+	if d.idle != nil {
+		d.idle.Stop()
+	}
+	return true
+}
+
+// leave counts a reader out. The last one leaves the download running for a
+// while.
+func (d *download) leave() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.readers--; d.readers == 0 && !d.ended {
+		d.idle = time.AfterFunc(abandonAfter, d.cancel)
+	}
+	if d.readers == 0 && d.ended {
+		d.close()
+	}
+}
+
+// close gives the partial blob back. d.mu is held; nobody reads any more.
+func (d *download) close() {
+	if err := d.part.Close(); err != nil {
+		d.f.log.Warn("closing a blob", slog.String("blob", d.d.String()), slog.Any("error", err))
+	}
+}
+
+// run brings the blob, over as many requests as it takes.
+func (d *download) run(ctx context.Context) {
+	err := d.fetchAll(ctx)
+	if err == nil {
+		err = d.part.Commit()
+	}
+	d.f.mu.Lock()
+	delete(d.f.blobs, d.d)
+	d.f.mu.Unlock()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.cancel()
+	if d.idle != nil {
+		d.idle.Stop()
+	}
+	d.ended, d.err = true, err
+	close(d.changed)
+	if d.readers == 0 {
+		d.close()
+	}
+}
+
+func (d *download) fetchAll(ctx context.Context) error {
+	pause := backoff{max: d.f.opts.MaxPause}
+	refusals := 0
+	for {
+		begin := d.part.Len()
+		if begin == d.size {
+			return nil
+		}
+		done, err := d.fetchSome(ctx, begin)
+		switch {
+		case done && err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case isLocal(err):
+			return err
+		case err != nil && !registry.Temporary(err):
+			if refusals++; refusals == maxRefusals {
+				return err
+			}
+		}
+		if d.part.Len() > begin {
+			pause.succeeded()
+			refusals = 0
+		}
+		d.f.log.DebugContext(ctx, "a blob goes on", slog.String("blob", d.d.String()), slog.Int64("at", d.part.Len()), slog.Any("error", err))
+		if !sleep(ctx, pause.failed(time.Now(), registry.RetryAfter(err))) {
+			return ctx.Err()
+		}
+	}
+}
+
+// fetchSome makes one request and appends what it brings. done tells that the
+// stream ended by itself.
+func (d *download) fetchSome(ctx context.Context, begin int64) (done bool, err error) {
+	n := int64(-1)
+	if d.size >= 0 {
+		n = d.size - begin
+	}
+	rc, start, err := d.f.reg.Blob(ctx, d.src, d.d, begin, n)
+	if err != nil {
+		return false, err
+	}
+	defer func() { err = errors.Join(err, rc.Close()) }()
+	if _, err := io.CopyN(io.Discard, rc, begin-start); err != nil {
+		return false, err
+	}
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := rc.Read(buf)
+		if n > 0 {
+			if _, err := d.part.Write(buf[:n]); err != nil {
+				return false, fmt.Errorf("%w: %w", errLocal, err)
+			}
+			d.mu.Lock()
+			d.length += int64(n)
+			close(d.changed)
+			d.changed = make(chan struct{})
+			d.mu.Unlock()
+		}
+		if errors.Is(err, io.EOF) {
+			return true, nil
+		}
+		if err != nil {
+			return false, err
+		}
+	}
+}
+
+// Read implements io.Reader.
+func (b *Blob) Read(p []byte) (int, error) {
+	if b.file != nil {
+		return b.file.Read(p)
+	}
+	for {
+		b.d.mu.Lock()
+		length, ended, err, changed := b.d.length, b.d.ended, b.d.err, b.d.changed
+		b.d.mu.Unlock()
+		switch {
+		case b.off < length && (err == nil || !errors.Is(err, store.ErrMismatch)):
+			n, err := b.d.part.ReadAt(p[:min(int64(len(p)), length-b.off)], b.off)
+			b.off += int64(n)
+			return n, err
+		case err != nil:
+			return 0, err
+		case ended:
+			return 0, io.EOF
+		}
+		select {
+		case <-changed:
+		case <-b.ctx.Done():
+			return 0, fmt.Errorf("fetcher: waiting for blob %s: %w", b.d.d, b.ctx.Err())
+		}
+	}
+}
+
+// Skip moves on to byte off without reading what lies before.
+func (b *Blob) Skip(off int64) error {
+	if b.file != nil {
+		_, err := b.file.Seek(off, io.SeekStart)
+		return err
+	}
+	b.off = off
+	return nil
+}
+
+// Close gives the blob back. Its download goes on for a while.
+func (b *Blob) Close() error {
+	if b.file != nil {
+		return b.file.Close()
+	}
+	b.d.leave()
+	return nil
+}

@@ -1,0 +1,200 @@
+package fetcher
+
+import (
+	"slices"
+	"time"
+
+	"github.com/airstream-io/airstream/internal/toc"
+)
+
+// Class says how urgent a want is; the lower goes first.
+type Class uint8
+
+// The classes, in their order.
+const (
+	Demand     Class = iota // somebody waits for it
+	Prefetch                // was asked to be complete
+	Background              // fills idle time
+)
+
+const (
+	maxDemands = 8 // requests for waiting readers at a time
+	maxBulk    = 3 // other requests at a time: with ranges of two round trips' worth the link stays full
+)
+
+// piece is one chunk of one object: what a reader waits for. Layers and images
+// that share a file share its pieces, so that none is fetched twice at once.
+type piece struct {
+	object toc.ObjectID
+	index  uint32
+}
+
+// flight is a piece that is wanted or on its way.
+type flight struct {
+	piece   piece
+	l       *layer // where it is had from
+	member  uint32
+	waiters int
+	active  bool          // a transfer will bring it
+	done    chan struct{} // closed when it is here, or err says why it won't be
+	err     error
+}
+
+// queue holds all that is wanted. Everything in it is guarded by Fetcher.mu.
+type queue struct {
+	flights map[piece]*flight
+	waiting []*flight // not active, somebody waits; in order of arrival
+	walks   []*walk   // images to be completed, in order of arrival
+	demands int       // active transfers for waiting readers
+	bulk    int       // other active transfers
+	lastUse time.Time // when somebody last waited
+	timer   *time.Timer
+}
+
+func (q *queue) stopTimer() {
+	if q.timer != nil {
+		q.timer.Stop()
+	}
+}
+
+// want says that somebody waits for a piece, and returns the flight that
+// brings it. f.mu is held.
+func (f *Fetcher) want(p piece, l *layer, member uint32) *flight {
+	fl, ok := f.queue.flights[p]
+	if !ok {
+		fl = &flight{piece: p, l: l, member: member, done: make(chan struct{})}
+		f.queue.flights[p] = fl
+	}
+	if fl.waiters++; fl.waiters == 1 && !fl.active {
+		f.queue.waiting = append(f.queue.waiting, fl)
+	}
+	f.queue.lastUse = time.Now()
+	return fl
+}
+
+// unwant says that somebody stopped waiting. What nobody waits for and is not
+// on its way is not fetched. f.mu is held.
+func (f *Fetcher) unwant(fl *flight) {
+	f.queue.lastUse = time.Now()
+	if fl.waiters--; fl.waiters > 0 || fl.active || f.queue.flights[fl.piece] != fl {
+		return
+	}
+	delete(f.queue.flights, fl.piece)
+	if i := slices.Index(f.queue.waiting, fl); i >= 0 {
+		f.queue.waiting = slices.Delete(f.queue.waiting, i, i+1)
+	}
+}
+
+// land tells that a piece is here, or that err is why it won't be. f.mu is
+// held.
+func (f *Fetcher) land(p piece, err error) {
+	fl, ok := f.queue.flights[p]
+	if !ok {
+		return
+	}
+	delete(f.queue.flights, p)
+	if i := slices.Index(f.queue.waiting, fl); i >= 0 {
+		f.queue.waiting = slices.Delete(f.queue.waiting, i, i+1)
+	}
+	fl.err = err
+	close(fl.done)
+}
+
+// dispatch starts as many transfers as the limits allow. f.mu is held.
+func (f *Fetcher) dispatch() {
+	for !f.closing {
+		t, wake := f.next()
+		if t == nil {
+			f.wakeAt(wake)
+			return
+		}
+		f.counts.Requests++
+		f.work.Go(func() {
+			f.transfer(f.run, t)
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			if t.class == Demand {
+				f.queue.demands--
+			} else {
+				f.queue.bulk--
+			}
+			f.dispatch()
+		})
+	}
+}
+
+// wakeAt calls dispatch again at a time, unless it is zero.
+func (f *Fetcher) wakeAt(at time.Time) {
+	f.queue.stopTimer()
+	if at.IsZero() {
+		return
+	}
+	f.queue.timer = time.AfterFunc(max(0, time.Until(at)), func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.dispatch()
+	})
+}
+
+// next returns the transfer to start now, or nil and when to ask again.
+func (f *Fetcher) next() (t *transfer, wake time.Time) {
+	now := time.Now()
+	later := func(at time.Time) {
+		if wake.IsZero() || at.Before(wake) {
+			wake = at
+		}
+	}
+	if f.queue.demands < maxDemands {
+		for i, fl := range f.queue.waiting {
+			if fl.l.pause.until.After(now) {
+				later(fl.l.pause.until)
+				continue
+			}
+			f.queue.waiting = slices.Delete(f.queue.waiting, i, i+1)
+			f.queue.demands++
+			return f.plan(fl.l, fl.member, fl.l.tree.NumMembers(), f.demandSpan(), Demand, fl), wake
+		}
+	}
+	// Whatever waits goes first: nothing else is begun while it does, and what
+	// is under way ends within two round trips.
+	// What waits for a paused layer doesn't count: others need not stand still
+	// because one registry is down.
+	if f.queue.demands > 0 || f.queue.bulk >= maxBulk {
+		return nil, wake
+	}
+	for _, w := range slices.Clone(f.queue.walks) {
+		if w.class == Background {
+			if at := f.queue.lastUse.Add(f.opts.IdleAfter); at.After(now) {
+				later(at)
+				continue
+			}
+		}
+		if at := w.l.pause.until; at.After(now) {
+			later(at)
+			continue
+		}
+		t, more := f.step(w)
+		if t != nil {
+			f.queue.bulk++
+			return t, wake
+		}
+		if more {
+			later(now)
+		}
+	}
+	return nil, wake
+}
+
+// demandSpan is how many bytes a demand's request may have: what the link
+// carries in a round trip, in which a reader that thinks would leave it idle.
+// Several readers share it.
+func (f *Fetcher) demandSpan() int64 {
+	return min(max(f.meter.BandwidthDelay()/int64(f.queue.demands), 32<<10), 4<<20)
+}
+
+// bulkSpan is the size of other requests: large enough that maxBulk of them
+// keep the link full, small enough that a reader does not wait long behind
+// them.
+func (f *Fetcher) bulkSpan() int64 {
+	return min(max(2*f.meter.BandwidthDelay(), 64<<10), 8<<20)
+}

@@ -1,0 +1,99 @@
+package uplink
+
+import (
+	"bytes"
+	"errors"
+	"log/slog"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func newMeter(words *bytes.Buffer) *Meter {
+	return NewMeter(slog.New(slog.NewTextHandler(words, nil)))
+}
+
+func TestRateIsMeasuredWhileSomethingStreams(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMeter(&bytes.Buffer{})
+		for range 20 { // a second of 25 kB/s, then a silence that says nothing
+			end := m.Stream()
+			for range 10 {
+				time.Sleep(100 * time.Millisecond)
+				m.Arrived(2500)
+			}
+			end()
+			time.Sleep(5 * time.Second)
+		}
+		if r := m.State().Rate; r < 24_000 || r > 26_000 {
+			t.Errorf("rate %.0f B/s, want 25,000", r)
+		}
+	})
+}
+
+func TestTwoStreamsShareOneClock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMeter(&bytes.Buffer{})
+		end1, end2 := m.Stream(), m.Stream()
+		for range 50 {
+			time.Sleep(100 * time.Millisecond)
+			m.Arrived(1000)
+			m.Arrived(1000)
+		}
+		end1()
+		end2()
+		if r := m.State().Rate; r < 19_000 || r > 21_000 {
+			t.Errorf("rate %.0f B/s, want 20,000", r)
+		}
+	})
+}
+
+func TestStallLimitFollowsTheLink(t *testing.T) {
+	m := newMeter(&bytes.Buffer{})
+	m.FirstByte(40 * time.Millisecond)
+	if got := m.StallLimit(0); got != DefaultMinStall {
+		t.Errorf("short link: %v, want %v", got, DefaultMinStall)
+	}
+	for range 50 {
+		m.FirstByte(15 * time.Second)
+	}
+	if got := m.StallLimit(0); got < 50*time.Second || got > 61*time.Second {
+		t.Errorf("HF link: %v, want 4 round trips of 15 s", got)
+	}
+	if more := m.StallLimit(1 << 20); more <= m.StallLimit(0) {
+		t.Error("queued bytes don't count")
+	}
+}
+
+func TestDarkAndUpAreSaidOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var words bytes.Buffer
+		m := newMeter(&words)
+		for range 5 {
+			m.Failed(errors.New("no route"))
+		}
+		if s := m.State(); !s.Dark {
+			t.Error("not dark")
+		}
+		time.Sleep(time.Hour)
+		m.Alive()
+		m.Arrived(10)
+		if s := m.State(); s.Dark || time.Since(s.Since) > time.Minute {
+			t.Errorf("still dark: %+v", s)
+		}
+		if n := strings.Count(words.String(), "\n"); n != 2 || !strings.Contains(words.String(), "1h0m0s") {
+			t.Errorf("%d lines, want one down and one up that says how long:\n%s", n, &words)
+		}
+	})
+}
+
+func TestOneFailureAmongStreamsIsNoDarkLink(t *testing.T) {
+	m := newMeter(&bytes.Buffer{})
+	end := m.Stream()
+	m.Failed(errors.New("reset"))
+	if m.State().Dark {
+		t.Error("dark while something streams")
+	}
+	end()
+}
