@@ -1,0 +1,110 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/airstream-io/airstream/fetcher"
+	"github.com/airstream-io/airstream/internal/catalog"
+	"github.com/airstream-io/airstream/internal/toc"
+	"github.com/airstream-io/airstream/snapshotter/layerfs"
+)
+
+// lazyLayers joins what the catalog knows and the fetcher gets to what the
+// snapshotter asks.
+type lazyLayers struct {
+	catalog *catalog.Catalog
+	fetcher *fetcher.Fetcher
+
+	mu    sync.Mutex
+	usage map[uint32]usage // guarded by mu; by slot
+}
+
+type usage struct {
+	bytes, inodes int64
+	until         time.Time
+}
+
+// usageLife is how long a layer's usage is remembered: counting looks at every
+// file, and kubelet asks for every snapshot every ten seconds.
+const usageLife = time.Minute
+
+// Lazy implements snapshotter.Layers.
+func (l *lazyLayers) Lazy(_ context.Context, chainID string, base bool) (dir, reason string, ok bool, err error) {
+	layer, err := l.catalog.Chain(digest.Digest(chainID))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "", "its image did not come through the mirror", false, nil
+	case err != nil:
+		return "", "", false, err
+	case layer.Slot == 0:
+		return "", layer.Reason, false, nil
+	}
+	return layerfs.DirName(layer.Slot, base), "", true, nil
+}
+
+// Owner implements snapshotter.Layers.
+func (l *lazyLayers) Owner(ctx context.Context, dir string) (uid, gid uint32, err error) {
+	slot, err := slotOf(dir)
+	if err != nil {
+		return 0, 0, err
+	}
+	tree, err := l.fetcher.Tree(ctx, slot)
+	if err != nil {
+		return 0, 0, err
+	}
+	a := tree.Attr(toc.Root)
+	return a.UID, a.GID, nil
+}
+
+// Usage implements snapshotter.Layers.
+func (l *lazyLayers) Usage(_ context.Context, dir string) (bytes, inodes int64, err error) {
+	slot, err := slotOf(dir)
+	if err != nil {
+		return 0, 0, err
+	}
+	l.mu.Lock()
+	u, ok := l.usage[slot]
+	l.mu.Unlock()
+	if ok && time.Now().Before(u.until) {
+		return u.bytes, u.inodes, nil
+	}
+	missing, total, known, err := l.fetcher.Missing(slot)
+	if err != nil || !known {
+		return 0, 0, err
+	}
+	u = usage{bytes: total - missing, inodes: 1, until: time.Now().Add(usageLife)}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.usage == nil {
+		l.usage = map[uint32]usage{}
+	}
+	l.usage[slot] = u
+	return u.bytes, u.inodes, nil
+}
+
+// Release implements snapshotter.Layers. Content outlives its snapshots: what
+// has crossed once is kept for the next pull.
+func (l *lazyLayers) Release(context.Context, string) {}
+
+func slotOf(dir string) (uint32, error) {
+	slot, _, ok := layerfs.ParseDirName(dir)
+	if !ok {
+		return 0, fmt.Errorf("%q is no directory of the tree: %w", dir, fs.ErrNotExist)
+	}
+	return slot, nil
+}
+
+// treeLayers joins the fetcher to the FUSE tree.
+type treeLayers struct{ *fetcher.Fetcher }
+
+// Open implements layerfs.Layers.
+func (t treeLayers) Open(ctx context.Context, slot, entry uint32) (layerfs.Content, error) {
+	return t.Fetcher.Open(ctx, slot, entry)
+}
