@@ -72,13 +72,13 @@ func (c *Content) ReadAt(ctx context.Context, p []byte, off int64) (int, error) 
 
 // ensure returns when bytes [off, end) are here and verified.
 func (c *Content) ensure(ctx context.Context, off, end int64) error {
-	first, _ := c.l.tree.Chunks(c.entry)
+	begin, _ := c.l.tree.Chunks(c.entry)
 	from, _ := c.l.tree.FindChunk(c.entry, off)
 	to, _ := c.l.tree.FindChunk(c.entry, end-1)
-	for {
+	for first := true; ; first = false {
 		var missing []uint32
 		for k := from; k <= to; k++ {
-			switch err := c.object.Check(k-first, c.l.tree.Chunk(k)); {
+			switch err := c.object.Check(k-begin, c.l.tree.Chunk(k)); {
 			case errors.Is(err, store.ErrDamaged):
 				c.f.log.WarnContext(ctx, "stored content is damaged; it is fetched again", slog.String("layer", c.l.Blob.String()), slog.Any("error", err))
 				missing = append(missing, k)
@@ -87,6 +87,9 @@ func (c *Content) ensure(ctx context.Context, off, end int64) error {
 			case err != nil:
 				return err
 			}
+		}
+		if first {
+			c.f.used(c.l, from, to)
 		}
 		if len(missing) == 0 {
 			return nil
@@ -110,6 +113,7 @@ func (f *Fetcher) demand(ctx context.Context, l *layer, chunks []uint32) error {
 		p, _ := l.pieceOf(c)
 		flights = append(flights, f.want(p, l, l.tree.Chunk(c).Member))
 	}
+	f.missed(l, chunks[len(chunks)-1])
 	f.counts.Waits++
 	f.dispatch()
 	f.mu.Unlock()

@@ -71,6 +71,7 @@ type Fetcher struct {
 // Counts are what a Fetcher did since it started.
 type Counts struct {
 	Requests int64 // ranges of layers that were asked for
+	Demands  int64 // of these, for somebody who waited
 	Waits    int64 // reads that had to wait for the link
 	Chunks   int64 // chunks that arrived and were verified
 	Bad      int64 // chunks that arrived and were not what they should be
@@ -126,6 +127,7 @@ type layer struct {
 	sources []catalog.Source
 	source  int // which of them is asked now
 	pause   backoff
+	seen    *known
 	bad     error // why it can't be served: its table is not what the manifest said
 }
 

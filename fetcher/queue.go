@@ -13,6 +13,7 @@ type Class uint8
 // The classes, in their order.
 const (
 	Demand     Class = iota // somebody waits for it
+	Ahead                   // somebody may, next
 	Prefetch                // was asked to be complete
 	Background              // fills idle time
 )
@@ -44,8 +45,10 @@ type flight struct {
 type queue struct {
 	flights map[piece]*flight
 	waiting []*flight // not active, somebody waits; in order of arrival
+	ahead   ahead     // what may be wanted next
 	walks   []*walk   // images to be completed, in order of arrival
 	demands int       // active transfers for waiting readers
+	aheads  int       // active transfers ahead of them
 	bulk    int       // other active transfers
 	lastUse time.Time // when somebody last waited
 	timer   *time.Timer
@@ -113,14 +116,22 @@ func (f *Fetcher) dispatch() {
 			f.transfer(f.run, t)
 			f.mu.Lock()
 			defer f.mu.Unlock()
-			if t.class == Demand {
-				f.queue.demands--
-			} else {
-				f.queue.bulk--
-			}
+			*f.queue.active(t.class)--
 			f.dispatch()
 		})
 	}
+}
+
+// active returns the count of a class's transfers.
+func (q *queue) active(c Class) *int {
+	switch c {
+	case Demand:
+		return &q.demands
+	case Ahead:
+		return &q.aheads
+	case Prefetch, Background:
+	}
+	return &q.bulk
 }
 
 // wakeAt calls dispatch again at a time, unless it is zero.
@@ -144,22 +155,38 @@ func (f *Fetcher) next() (t *transfer, wake time.Time) {
 			wake = at
 		}
 	}
-	if f.queue.demands < maxDemands {
-		for i, fl := range f.queue.waiting {
-			if fl.l.pause.until.After(now) {
-				later(fl.l.pause.until)
-				continue
-			}
-			f.queue.waiting = slices.Delete(f.queue.waiting, i, i+1)
+	for i := 0; i < len(f.queue.waiting) && f.queue.demands < maxDemands; {
+		fl := f.queue.waiting[i]
+		if !fl.active && fl.l.pause.until.After(now) {
+			later(fl.l.pause.until)
+			i++
+			continue
+		}
+		f.queue.waiting = slices.Delete(f.queue.waiting, i, i+1)
+		if fl.active {
+			continue // another request has taken it along
+		}
+		if t := f.plan(fl.l, fl.member, fl.l.tree.NumMembers(), demandSpan, Demand); t.end > t.first {
 			f.queue.demands++
-			return f.plan(fl.l, fl.member, fl.l.tree.NumMembers(), f.demandSpan(), Demand, fl), wake
+			f.counts.Demands++
+			return t, wake
+		}
+		f.land(fl.piece, nil) // it has come meanwhile
+	}
+	if f.queue.aheads < maxAhead {
+		t, more := f.readAhead(now)
+		if t != nil {
+			f.queue.aheads++
+			return t, wake
+		}
+		if more {
+			later(now)
 		}
 	}
-	// Whatever waits goes first: nothing else is begun while it does, and what
-	// is under way ends within two round trips.
-	// What waits for a paused layer doesn't count: others need not stand still
-	// because one registry is down.
-	if f.queue.demands > 0 || f.queue.bulk >= maxBulk {
+	// What is asked for in bulk begins when nobody waits. What waits for a
+	// paused layer doesn't count: others need not stand still because one
+	// registry is down.
+	if f.queue.demands > 0 || f.queue.aheads > 0 || f.queue.bulk >= maxBulk {
 		return nil, wake
 	}
 	for _, w := range slices.Clone(f.queue.walks) {
@@ -185,12 +212,9 @@ func (f *Fetcher) next() (t *transfer, wake time.Time) {
 	return nil, wake
 }
 
-// demandSpan is how many bytes a demand's request may have: what the link
-// carries in a round trip, in which a reader that thinks would leave it idle.
-// Several readers share it.
-func (f *Fetcher) demandSpan() int64 {
-	return min(max(f.meter.BandwidthDelay()/int64(f.queue.demands), 32<<10), 4<<20)
-}
+// demandSpan is how many bytes of the blob a demand's request may have: little
+// more than what is waited for, because what may follow is read ahead beside it.
+const demandSpan = 64 << 10
 
 // bulkSpan is the size of other requests: large enough that maxBulk of them
 // keep the link full, small enough that a reader does not wait long behind

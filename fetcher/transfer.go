@@ -29,9 +29,9 @@ type transfer struct {
 
 // plan makes the transfer that begins with member first of a layer and goes on
 // through what is missing, up to span bytes and before member limit. What is
-// here or on its way ends it: nothing crosses twice. wanted is the flight that
-// it is made for, or nil. f.mu is held.
-func (f *Fetcher) plan(l *layer, first uint32, limit int, span int64, class Class, wanted *flight) *transfer {
+// here or on its way ends it: nothing crosses twice. The transfer is empty if
+// that is so of the first member. f.mu is held.
+func (f *Fetcher) plan(l *layer, first uint32, limit int, span int64, class Class) *transfer {
 	t := &transfer{l: l, class: class, first: first, end: first, pieces: map[piece]struct{}{}}
 	begin := l.tree.Member(first).Offset
 	for t.end < uint32(limit) {
@@ -39,9 +39,6 @@ func (f *Fetcher) plan(l *layer, first uint32, limit int, span int64, class Clas
 			break
 		}
 		missing := f.missing(l, t.end)
-		if t.end == first && wanted != nil {
-			missing = append(missing, wanted.piece)
-		}
 		if len(missing) == 0 {
 			break
 		}

@@ -164,7 +164,7 @@ func (f *Fetcher) step(w *walk) (t *transfer, more bool) {
 		if w.next == n {
 			break
 		}
-		t := f.plan(w.l, w.next, int(n), f.bulkSpan(), w.class, nil)
+		t := f.plan(w.l, w.next, int(n), f.bulkSpan(), w.class)
 		if t.end > t.first {
 			w.next, w.active = t.end, w.active+1
 			t.walk = w

@@ -1,0 +1,301 @@
+// Package site puts the whole of it on one machine: a shore with a registry, an
+// emulated link, and a node with containerd and the Airstream daemon under
+// test, each in its own network namespace and its own process.
+//
+// It is what the end-to-end tests, the demo and the benchmarks share. What runs
+// is what users run: the airstream binary, built from this module, with a
+// configuration file; containerd with proxy_plugins and hosts.toml; a registry
+// behind a front whose manners a caller chooses. Nothing is left when a Site is
+// closed, and what a killed run has left is swept away by the next.
+package site
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/airstream-io/airstream/test/rig/link"
+	"github.com/airstream-io/airstream/test/rig/netns"
+	"github.com/airstream-io/airstream/test/rig/node"
+	"github.com/airstream-io/airstream/test/rig/registry"
+	"github.com/airstream-io/airstream/test/rig/tools"
+)
+
+// Needs are the programs and features of the machine that a Site takes.
+var Needs = []string{tools.Root, tools.FUSE, tools.TUN, tools.Overlay, tools.NetNS, "containerd", "ctr", "containerd-shim-runc-v2", "registry", "runc"}
+
+// Options describe a Site. The zero value is a site next door: no delay, no
+// loss, a plain registry, CRI with Airstream.
+type Options struct {
+	Profile link.Profile          // zero: link.Direct
+	Seed    uint64                // of the link's losses
+	Front   registry.FrontOptions // Listen is set by Start
+	// Registry is the registry to stand behind; nil: one of its own, empty.
+	Registry *registry.Registry
+	// Config is TOML that is added to the daemon's configuration.
+	Config string
+	// Airstream is the daemon's binary; empty: Build's.
+	Airstream string
+	// NoDaemon leaves the daemon to StartDaemon.
+	NoDaemon bool
+}
+
+// Site is a running site.
+type Site struct {
+	Link     *link.Link
+	Registry *registry.Registry
+	Front    *registry.Front
+	Node     *node.Node
+
+	opts   Options
+	dir    string
+	own    bool // the registry is this site's
+	daemon *netns.Process
+	closed bool
+}
+
+// mirrorAddr is where the daemon's mirror listens; the namespace is its own.
+const mirrorAddr = "127.0.0.1:5075"
+
+// startLimit bounds the daemon's start. It takes milliseconds.
+const startLimit = 30 * time.Second
+
+// Start starts everything. The caller closes the Site.
+func Start(ctx context.Context, opts Options) (_ *Site, err error) {
+	s := &Site{opts: opts}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close(context.WithoutCancel(ctx)))
+		}
+	}()
+	if s.dir, err = os.MkdirTemp("", "airs-"); err != nil {
+		return nil, fmt.Errorf("site: %w", err)
+	}
+	if s.opts.Airstream == "" {
+		if s.opts.Airstream, err = Build(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if opts.Profile.Down == 0 && opts.Profile.Up == 0 {
+		opts.Profile = link.Direct()
+	}
+	s.Link, err = link.Start(ctx, link.Options{EmulatorOptions: link.EmulatorOptions{Profile: opts.Profile, Seed: opts.Seed}})
+	if err != nil {
+		return nil, err
+	}
+	if s.Registry = opts.Registry; s.Registry == nil {
+		if s.Registry, err = registry.Start(ctx, registry.Options{}); err != nil {
+			return nil, err
+		}
+		s.own = true
+	}
+	if err := s.startFront(ctx); err != nil {
+		return nil, err
+	}
+	s.Node, err = node.Start(ctx, node.Options{
+		Namespace: s.Link.Node, AirstreamSocket: s.path("run/snapshotter.sock"), AirstreamRoot: s.path("a"), CRISnapshotter: node.Airstream,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := s.ThroughMirror(); err != nil {
+		return nil, err
+	}
+	if err := s.writeConfig(); err != nil {
+		return nil, err
+	}
+	if opts.NoDaemon {
+		return s, nil
+	}
+	return s, s.StartDaemon(ctx)
+}
+
+func (s *Site) startFront(ctx context.Context) (err error) {
+	front := s.opts.Front
+	if front.Name != "" {
+		return errors.New("site: names don't resolve on the node; leave FrontOptions.Name empty")
+	}
+	front.Listen = func() (net.Listener, error) {
+		return s.Link.Shore.Listen(ctx, "tcp", netip.AddrPortFrom(link.ShoreAddr, 0).String())
+	}
+	s.Front, err = s.Registry.Front(front)
+	return err
+}
+
+func (s *Site) path(elem string) string { return filepath.Join(s.dir, elem) }
+
+// Ref returns how the node names an image: "app:1" is "10.18.0.1:41234/app:1".
+func (s *Site) Ref(name string) string { return s.Front.Host() + "/" + name }
+
+// ThroughMirror has containerd ask the daemon's mirror for every registry.
+func (s *Site) ThroughMirror() error {
+	return s.Node.SetHosts(map[string]string{"_default": fmt.Sprintf(
+		"server = %q\n[host.%q]\ncapabilities = [\"pull\", \"resolve\"]\n", "http://"+mirrorAddr, "http://"+mirrorAddr)})
+}
+
+// PastMirror has containerd ask the registry itself, as it does on a node
+// without Airstream. It works with plain HTTP and without credentials only.
+func (s *Site) PastMirror() error {
+	return s.Node.SetHosts(map[string]string{s.Front.Host(): fmt.Sprintf("server = %q\n", s.Front.URL())})
+}
+
+func (s *Site) writeConfig() error {
+	text := fmt.Sprintf("root = %q\nstate = %q\n[mirror]\naddress = %q\n[registry.%q]\nurl = %q\n",
+		s.path("a"), s.path("run"), mirrorAddr, s.Front.Host(), s.Front.URL())
+	files := map[string]string{"airstream.toml": ""}
+	if ca := s.Front.CA(); s.opts.Front.TLS && len(ca) > 0 {
+		files["ca.pem"] = string(ca)
+		text += fmt.Sprintf("ca_file = %q\n", s.path("ca.pem"))
+	}
+	if u := s.opts.Front.Username; u != "" {
+		files["password"] = s.opts.Front.Password + "\n"
+		text += fmt.Sprintf("username = %q\npassword_file = %q\n", u, s.path("password"))
+	}
+	files["airstream.toml"] = text + s.opts.Config
+	for name, content := range files {
+		if err := os.WriteFile(s.path(name), []byte(content), 0o600); err != nil {
+			return fmt.Errorf("site: %w", err)
+		}
+	}
+	return nil
+}
+
+// StartDaemon starts the Airstream daemon and waits until it is ready.
+func (s *Site) StartDaemon(ctx context.Context) error {
+	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: s.path("notify.sock"), Net: "unixgram"})
+	if err != nil {
+		return fmt.Errorf("site: %w", err)
+	}
+	defer os.Remove(s.path("notify.sock")) //nolint:errcheck // Close removes the directory
+	defer notify.Close()                   //nolint:errcheck // nothing more is read
+	s.daemon, err = s.Link.Node.Start(netns.Command{
+		Name: "airstream node", Args: []string{s.opts.Airstream, "node", "--config", s.path("airstream.toml")},
+		Env: append(os.Environ(), "NOTIFY_SOCKET="+s.path("notify.sock")), Log: s.path("airstream.log"),
+	})
+	if err != nil {
+		return err
+	}
+	ready := make(chan error, 1)
+	go func() {
+		buf := make([]byte, 100)
+		n, err := notify.Read(buf)
+		if err == nil && !strings.HasPrefix(string(buf[:n]), "READY=1") {
+			err = fmt.Errorf("site: the daemon says %q", buf[:n])
+		}
+		ready <- err
+	}()
+	limit := time.NewTimer(startLimit)
+	defer limit.Stop()
+	select {
+	case err := <-ready:
+		return err
+	case <-s.daemon.Done():
+		return s.daemon.Explain(errors.New("site: the daemon ended before it was ready"))
+	case <-limit.C:
+		return s.daemon.Explain(fmt.Errorf("site: the daemon was not ready in %v", startLimit))
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// StopDaemon asks the daemon to end, as systemd does.
+func (s *Site) StopDaemon(ctx context.Context) error {
+	if s.daemon == nil {
+		return nil
+	}
+	d := s.daemon
+	s.daemon = nil
+	return d.Stop(ctx, 20*time.Second)
+}
+
+// KillDaemon kills the daemon as a crash does.
+func (s *Site) KillDaemon() error {
+	d := s.daemon
+	s.daemon = nil
+	return d.Kill()
+}
+
+// DaemonPID returns the daemon's process ID.
+func (s *Site) DaemonPID() int { return s.daemon.PID() }
+
+// Log returns what the daemon has logged since the site was started.
+func (s *Site) Log() (string, error) {
+	b, err := os.ReadFile(s.path("airstream.log"))
+	if err != nil {
+		return "", fmt.Errorf("site: %w", err)
+	}
+	return string(b), nil
+}
+
+// Run runs a verb of the airstream binary on the node and returns its output.
+func (s *Site) Run(ctx context.Context, args ...string) (string, error) {
+	return output(ctx, s.Link.Node, s.opts.Airstream, append(args, "--config", s.path("airstream.toml"))...)
+}
+
+// Convert converts an image of the registry on shore. SRC and DST are names
+// without a host, or places as "airstream convert" has them with a colon in
+// front of a path.
+func (s *Site) Convert(ctx context.Context, src, dst string, flags ...string) (string, error) {
+	return Convert(ctx, s.opts.Airstream, s.Registry, src, dst, flags...)
+}
+
+// Image is what the daemon tells of an image.
+type Image struct {
+	Names    []string `json:"names"`
+	Manifest string   `json:"manifest"`
+	Layers   int      `json:"layers"`
+	Lazy     int      `json:"lazyLayers"`
+	Total    int64    `json:"total"`
+	Missing  int64    `json:"missing"`
+	Complete bool     `json:"complete"`
+}
+
+// Images asks the daemon for its images.
+func (s *Site) Images(ctx context.Context) ([]Image, error) {
+	out, err := s.Run(ctx, "images", "-o", "json")
+	if err != nil {
+		return nil, err
+	}
+	var images []Image
+	if err := json.Unmarshal([]byte(out), &images); err != nil {
+		return nil, fmt.Errorf("site: images: %w", err)
+	}
+	return images, nil
+}
+
+// Close ends everything and takes away what was made.
+func (s *Site) Close(ctx context.Context) error {
+	if s.closed {
+		return nil
+	}
+	s.closed = true
+	var errs []error
+	if s.Node != nil {
+		errs = append(errs, s.Node.Stop(ctx))
+	}
+	errs = append(errs, s.StopDaemon(ctx))
+	for _, c := range []io.Closer{closer(s.Front != nil, s.Front), closer(s.own, s.Registry), closer(s.Link != nil, s.Link)} {
+		if c != nil {
+			errs = append(errs, c.Close())
+		}
+	}
+	if s.dir != "" {
+		errs = append(errs, os.RemoveAll(s.dir))
+	}
+	return errors.Join(errs...)
+}
+
+func closer(is bool, c io.Closer) io.Closer {
+	if !is {
+		return nil
+	}
+	return c
+}
