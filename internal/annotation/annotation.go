@@ -34,4 +34,8 @@ const (
 
 	// Source is the digest of the layer blob that this one was made from.
 	Source = "io.airstream.layer.source"
+
+	// Hot is the plan of what a start reads of the layer, as package trace
+	// writes it: what to fetch before anybody asks.
+	Hot = "io.airstream.layer.hot"
 )
