@@ -161,6 +161,9 @@ func (f *Fetcher) used(l *layer, from, to uint32) {
 			continue
 		}
 		seen.touched[c/64] |= 1 << (c % 64)
+		if len(f.touches) < maxTouches {
+			f.touches = append(f.touches, touch{l.Slot, c})
+		}
 		m := l.tree.Member(l.tree.Chunk(c).Member)
 		for _, u := range f.unitsOf(l, c) {
 			u.used += m.End - m.Offset

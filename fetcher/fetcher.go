@@ -64,8 +64,9 @@ type Fetcher struct {
 	layers  map[uint32]*layer // guarded by mu; by slot
 	queue   queue             // guarded by mu
 	blobs   map[digest.Digest]*download
-	counts  Counts // guarded by mu
-	closing bool   // guarded by mu
+	touches []touch // guarded by mu; first reads, in their order
+	counts  Counts  // guarded by mu
+	closing bool    // guarded by mu
 }
 
 // Counts are what a Fetcher did since it started.

@@ -13,6 +13,7 @@ type Class uint8
 // The classes, in their order.
 const (
 	Demand     Class = iota // somebody waits for it
+	Hot                     // somebody will, as an earlier start did
 	Ahead                   // somebody may, next
 	Prefetch                // was asked to be complete
 	Background              // fills idle time
@@ -45,10 +46,12 @@ type flight struct {
 type queue struct {
 	flights map[piece]*flight
 	waiting []*flight // not active, somebody waits; in order of arrival
+	hot     []hotRun  // what will be wanted, in its order
 	ahead   ahead     // what may be wanted next
 	walks   []*walk   // images to be completed, in order of arrival
 	demands int       // active transfers for waiting readers
-	aheads  int       // active transfers ahead of them
+	hots    int       // active transfers of hot sets
+	aheads  int       // active transfers ahead of readers
 	bulk    int       // other active transfers
 	lastUse time.Time // when somebody last waited
 	timer   *time.Timer
@@ -127,6 +130,8 @@ func (q *queue) active(c Class) *int {
 	switch c {
 	case Demand:
 		return &q.demands
+	case Hot:
+		return &q.hots
 	case Ahead:
 		return &q.aheads
 	case Prefetch, Background:
@@ -173,20 +178,30 @@ func (f *Fetcher) next() (t *transfer, wake time.Time) {
 		}
 		f.land(fl.piece, nil) // it has come meanwhile
 	}
-	if f.queue.aheads < maxAhead {
-		t, more := f.readAhead(now)
+	for _, c := range []struct {
+		active *int
+		limit  int
+		plan   func(time.Time) (*transfer, bool)
+	}{{&f.queue.hots, maxHot, f.nextHot}, {&f.queue.aheads, maxAhead, f.readAhead}} {
+		if *c.active >= c.limit {
+			continue
+		}
+		t, more := c.plan(now)
 		if t != nil {
-			f.queue.aheads++
+			*c.active++
 			return t, wake
 		}
 		if more {
 			later(now)
 		}
+		if *c.active > 0 {
+			return nil, wake // nothing less urgent beside it
+		}
 	}
 	// What is asked for in bulk begins when nobody waits. What waits for a
 	// paused layer doesn't count: others need not stand still because one
 	// registry is down.
-	if f.queue.demands > 0 || f.queue.aheads > 0 || f.queue.bulk >= maxBulk {
+	if f.queue.demands > 0 || f.queue.bulk >= maxBulk {
 		return nil, wake
 	}
 	for _, w := range slices.Clone(f.queue.walks) {

@@ -118,6 +118,9 @@ func (f *Fetcher) transfer(ctx context.Context, t *transfer) {
 			f.log.WarnContext(ctx, "a layer's content cannot be fetched; trying again", slog.String("layer", t.l.Blob.String()), slog.Any("error", err))
 		}
 	}
+	if t.class == Hot && len(t.pieces) > 0 {
+		f.again(t)
+	}
 	for p := range t.pieces {
 		fl := f.queue.flights[p]
 		if fl == nil {

@@ -34,7 +34,7 @@ var mayImport = map[string][]string{
 	"fetcher/registry":         {"fetcher/uplink", "internal/catalog"},
 	"fetcher/uplink":           {},
 	"internal/annotation":      {},
-	"internal/catalog":         {"internal/annotation", "internal/trace"},
+	"internal/catalog":         {"internal/annotation"},
 	"internal/chunk":           {},
 	"internal/store":           {"internal/toc"},
 	"internal/toc":             {"internal/chunk"},

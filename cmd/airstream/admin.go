@@ -23,6 +23,7 @@ import (
 //
 //	GET  /v1/images            []imageStatus
 //	GET  /v1/link              linkStatus
+//	GET  /v1/trace?ref=REF     a trace file
 //	POST /v1/prefetch?ref=REF  a stream of prefetchStatus, the last one final
 func adminSocket(state string) string { return filepath.Join(state, "admin.sock") }
 
@@ -72,6 +73,7 @@ func (n *node) serveAdmin(ctx context.Context, lis net.Listener) error {
 	mux.HandleFunc("GET /v1/images", n.getImages)
 	mux.HandleFunc("GET /v1/link", n.getLink)
 	mux.HandleFunc("POST /v1/prefetch", n.postPrefetch)
+	mux.HandleFunc("GET /v1/trace", n.getTrace)
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
 	stopped := make(chan error, 1)
 	go func() {

@@ -73,6 +73,7 @@ keeps it, and serves everything that is on site when the link is gone.`,
 		newNodeCommand(std),
 		newImagesCommand(std),
 		newPrefetchCommand(std),
+		newTraceCommand(std),
 	)
 	return root
 }

@@ -194,14 +194,18 @@ func (m *Mirror) learn(ctx context.Context, q request, man registry.Manifest) er
 	if known, err := m.known(q, man); known || err != nil {
 		return err
 	}
-	slots, err := m.catalog.Layers(q.src, man.Body)
+	layers, err := m.catalog.Layers(q.src, man.Body)
 	if errors.Is(err, catalog.ErrInvalid) {
 		return nil // not an image after all; whoever asked must know what it is
 	}
 	if err != nil {
 		return err
 	}
-	if err := m.fetcher.Announce(slots...); err != nil {
+	slots := make([]uint32, 0, len(layers))
+	for _, l := range layers {
+		slots = append(slots, l.Slot)
+	}
+	if err := errors.Join(m.fetcher.Announce(slots...), m.fetcher.Warm(layers...)); err != nil {
 		return err
 	}
 	var parsed ocispec.Manifest

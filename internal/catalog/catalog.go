@@ -38,6 +38,9 @@ type Layer struct {
 	Blob      digest.Digest `json:"blob"`
 	Size      int64         `json:"size"`    // bytes, compressed
 	Sources   []Source      `json:"sources"` // the latest first
+	// Hot is the plan of what a start reads, as package trace writes it and as
+	// the manifest at hand has it; another image may have another one.
+	Hot string `json:"-"`
 }
 
 // ImageLayer is one layer of an image, in its order.

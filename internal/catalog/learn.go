@@ -45,11 +45,11 @@ func (c *Catalog) Learn(src Source, name string, mediaType string, manifest, con
 	return p.Image, wrap("learn", p.Manifest.String(), err)
 }
 
-// Layers gives slots to the lazy layers of a manifest, before its config is
-// here: their tables of contents can begin to cross. It remembers the sizes of
+// Layers gives slots to the lazy layers of a manifest and returns them, before
+// its config is here: their tables of contents can begin to cross. It remembers the sizes of
 // all blobs that the manifest names, be it an image's or not. The manifest has
 // been verified by its digest.
-func (c *Catalog) Layers(src Source, manifest []byte) (slots []uint32, err error) {
+func (c *Catalog) Layers(src Source, manifest []byte) (layers []Layer, err error) {
 	var m ocispec.Manifest
 	if err := json.Unmarshal(manifest, &m); err != nil {
 		return nil, fmt.Errorf("catalog: layers of %s/%s: %w: manifest: %w", src.Host, src.Repo, ErrInvalid, err)
@@ -70,19 +70,19 @@ func (c *Catalog) Layers(src Source, manifest []byte) (slots []uint32, err error
 			if notLazy(desc) != "" || desc.Digest.Validate() != nil || desc.Size < 0 {
 				continue
 			}
-			slot, err := giveSlot(tx, lazyLayer(desc), src)
-			if err != nil {
+			l := lazyLayer(desc)
+			if l.Slot, err = giveSlot(tx, l, src); err != nil {
 				return err
 			}
-			slots = append(slots, slot)
+			layers = append(layers, l)
 		}
 		return nil
 	})
-	return slots, wrap("layers of", src.Host+"/"+src.Repo, err)
+	return layers, wrap("layers of", src.Host+"/"+src.Repo, err)
 }
 
 func lazyLayer(desc ocispec.Descriptor) Layer {
-	return Layer{TOC: digest.Digest(desc.Annotations[annotation.TOCDigest]), TOCOffset: tocOffset(desc), Blob: desc.Digest, Size: desc.Size}
+	return Layer{TOC: digest.Digest(desc.Annotations[annotation.TOCDigest]), TOCOffset: tocOffset(desc), Blob: desc.Digest, Size: desc.Size, Hot: desc.Annotations[annotation.Hot]}
 }
 
 func parse(mediaType string, manifest, config []byte) (*parsed, error) {
