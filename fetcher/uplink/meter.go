@@ -46,11 +46,12 @@ type Meter struct {
 	now func() time.Time
 
 	mu       sync.Mutex
-	state    State     // guarded by mu
-	measured bool      // guarded by mu; RTT is no guess
-	rated    bool      // guarded by mu; Rate is no guess
-	streams  int       // guarded by mu; bodies being read
-	begun    time.Time // guarded by mu; of the current window
+	state    State             // guarded by mu
+	measured int               // guarded by mu; samples of the RTT
+	recent   [16]time.Duration // guarded by mu; the last of them, in a ring
+	rated    bool              // guarded by mu; Rate is no guess
+	streams  int               // guarded by mu; bodies being read
+	begun    time.Time         // guarded by mu; of the current window
 	busy     time.Duration
 	arrived  int64 // guarded by mu; in the current window
 }
@@ -74,11 +75,13 @@ func (m *Meter) State() State {
 func (m *Meter) FirstByte(d time.Duration) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if !m.measured {
-		m.measured, m.state.RTT = true, d
+	if m.measured == 0 {
+		m.state.RTT = d
 	} else {
 		m.state.RTT += time.Duration(rttWeight * float64(d-m.state.RTT))
 	}
+	m.recent[m.measured%len(m.recent)] = d
+	m.measured++
 }
 
 // Failed tells that a request failed for want of a link.
@@ -169,9 +172,15 @@ func (m *Meter) StallLimit(queued int64) time.Duration {
 	return max(m.MinStall, min(d, time.Hour))
 }
 
-// BandwidthDelay returns how many bytes the link carries in one round trip.
+// BandwidthDelay returns how many bytes the link carries in one round trip:
+// the shortest of late, for the others have waited in a queue that more bytes
+// would only make longer.
 func (m *Meter) BandwidthDelay() int64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return int64(m.state.Rate * m.state.RTT.Seconds())
+	rtt := m.state.RTT
+	for _, d := range m.recent[:min(m.measured, len(m.recent))] {
+		rtt = min(rtt, d)
+	}
+	return int64(m.state.Rate * rtt.Seconds())
 }

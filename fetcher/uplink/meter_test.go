@@ -97,3 +97,25 @@ func TestOneFailureAmongStreamsIsNoDarkLink(t *testing.T) {
 	}
 	end()
 }
+
+func TestBandwidthDelayDoesNotCountTheQueue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMeter(&bytes.Buffer{})
+		end := m.Stream()
+		for range 100 {
+			time.Sleep(100 * time.Millisecond)
+			m.Arrived(10_000)
+		}
+		end()
+		m.FirstByte(600 * time.Millisecond)
+		for range 10 {
+			m.FirstByte(3 * time.Second) // behind a bulk transfer
+		}
+		if got := m.BandwidthDelay(); got < 58_000 || got > 62_000 {
+			t.Errorf("%d bytes, want 600 ms at 100 kB/s", got)
+		}
+		if m.StallLimit(0) < 8*time.Second {
+			t.Error("the stall limit must count it")
+		}
+	})
+}

@@ -1,0 +1,95 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"runtime"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/airstream-io/airstream/test/rig/site"
+)
+
+// table writes the rows as Markdown, with the conditions they hold under.
+func (b *bench) table(rows []row) string {
+	var t strings.Builder
+	say := func(format string, args ...any) { fmt.Fprintf(&t, format+"\n", args...) }
+	say("## First start over %s", b.profile.Name)
+	say("")
+	say("Link: `%s`. From the beginning of the pull to the container's ready line, on a node", b.profile)
+	say("with empty caches; bytes are IP packets that arrived on the node until then. %s", b.conditions())
+	say("")
+	say("| image | MB | full pull, overlayfs | Airstream | | Airstream, with a trace | |")
+	say("|---|--:|--:|--:|--:|--:|--:|")
+	for _, r := range rows {
+		say("| %s | %.1f | %s | %s | **%.1f ×** | %s | **%.1f ×** |", r.img.Name, float64(r.img.Compressed)/1e6,
+			cell(r.full), cell(r.lazy), faster(r.full, r.lazy), cell(r.warm), faster(r.full, r.warm))
+	}
+	say("")
+	if b.limit > 0 {
+		say("A full pull is stopped after %v, and its end computed from its rate until then; \"≈\" marks", b.limit)
+		say("these. That favours it: its last layer crosses alone, more slowly, and the container's start")
+		say("comes on top. × is how many times faster than the full pull Airstream is.")
+	}
+	say("A trace is what a start in another run, over a fast link, has read; `airstream convert --trace`")
+	say("puts it into the image.")
+	return t.String()
+}
+
+func cell(l site.Launch) string {
+	about := ""
+	if l.Computed {
+		about = "≈ "
+	}
+	return fmt.Sprintf("%s%.1f s, %.1f MB", about, l.Ready.Seconds(), float64(l.Down)/1e6)
+}
+
+func faster(slow, quick site.Launch) float64 { return slow.Ready.Seconds() / quick.Ready.Seconds() }
+
+// conditions says on what and when.
+func (b *bench) conditions() string {
+	var u unix.Utsname
+	kernel := "unknown"
+	if err := unix.Uname(&u); err == nil {
+		kernel, _, _ = strings.Cut(unix.ByteSliceToString(u.Release[:]), "-")
+	}
+	runs := "One run"
+	if b.runs > 1 {
+		runs = fmt.Sprintf("Median of %d runs", b.runs)
+	}
+	return fmt.Sprintf("%s, %s, Linux %s, %d cores, %s, a registry whose sender uses cubic.",
+		runs, time.Now().UTC().Format("2006-01-02"), kernel, runtime.NumCPU(), runtime.Version())
+}
+
+const header = `# Benchmarks
+
+Written by commands, never by hand: ` + "`make bench`" + `. Each section says what it was
+measured with.
+`
+
+// replaceSection puts text between the markers of a section, making file and
+// markers if they are missing.
+func replaceSection(file, section, text string) error {
+	begin, end := "<!-- begin "+section+" -->\n", "<!-- end "+section+" -->\n"
+	old, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		old, err = []byte(header), nil
+	}
+	if err != nil {
+		return err
+	}
+	before, rest, ok := strings.Cut(string(old), begin)
+	after := ""
+	if ok {
+		if _, after, ok = strings.Cut(rest, end); !ok {
+			return fmt.Errorf("%s: section %q has no end", file, section)
+		}
+	} else {
+		before += "\n"
+	}
+	return os.WriteFile(file, []byte(before+begin+text+end+after), 0o644)
+}
