@@ -65,11 +65,18 @@ type ahead struct {
 type known struct {
 	dirOf   []uint32 // entry to the directory that it is in
 	touched []uint64 // bit set: chunks that a reader asked for
+	planned []uint64 // bit set: members of a hot set
 }
+
+func has(set []uint64, i uint32) bool { return int(i/64) < len(set) && set[i/64]>>(i%64)&1 == 1 }
 
 func (l *layer) known() *known {
 	if l.seen == nil {
-		l.seen = &known{dirOf: make([]uint32, l.tree.Len()), touched: make([]uint64, (l.tree.NumChunks()+63)/64)}
+		l.seen = &known{
+			dirOf:   make([]uint32, l.tree.Len()),
+			touched: make([]uint64, (l.tree.NumChunks()+63)/64),
+			planned: make([]uint64, (l.tree.NumMembers()+63)/64),
+		}
 		for dir := range uint32(l.tree.Len()) {
 			for k := range l.tree.NumChildren(dir) {
 				_, e := l.tree.Child(dir, k)
@@ -157,7 +164,7 @@ func (f *Fetcher) used(l *layer, from, to uint32) {
 	defer f.mu.Unlock()
 	seen := l.known()
 	for c := from; c <= to; c++ {
-		if seen.touched[c/64]>>(c%64)&1 == 1 {
+		if has(seen.touched, c) {
 			continue
 		}
 		seen.touched[c/64] |= 1 << (c % 64)
@@ -172,9 +179,13 @@ func (f *Fetcher) used(l *layer, from, to uint32) {
 }
 
 // missed tells that a reader waits for chunk c: what it belongs to is read
-// ahead, from there on. f.mu is held.
+// ahead, from there on. A miss within a hot set says nothing: the plan knows
+// better what comes next. f.mu is held.
 func (f *Fetcher) missed(l *layer, c uint32) {
 	member := l.tree.Chunk(c).Member
+	if has(l.known().planned, member) {
+		return
+	}
 	for _, u := range slices.Backward(f.unitsOf(l, c)) {
 		i, ok := slices.BinarySearch(u.members, member)
 		if !ok {

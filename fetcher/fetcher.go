@@ -120,8 +120,9 @@ func (f *Fetcher) Counts() Counts {
 // layer is a layer that the fetcher has been asked about.
 type layer struct {
 	catalog.Layer
-	ready  chan struct{} // closed when tree is set
+	ready  chan struct{} // closed when what follows is set
 	tree   *toc.Tree
+	fresh  time.Time // when its table arrived, if it crossed for this process
 	lastID atomic.Pointer[entryID]
 
 	// guarded by Fetcher.mu
@@ -213,6 +214,7 @@ func (f *Fetcher) loadTable(ctx context.Context, l *layer) {
 			f.log.WarnContext(ctx, "a layer's tree is damaged; its table is fetched again", slog.String("layer", l.Blob.String()), slog.Any("error", err))
 		}
 		tree, err = f.fetchTable(ctx, l)
+		l.fresh = time.Now()
 	}
 	if ctx.Err() != nil {
 		return // waiters see the fetcher stop

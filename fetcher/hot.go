@@ -68,6 +68,12 @@ func (f *Fetcher) warm(l *layer, plan trace.Plan) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	planned := l.known().planned
+	for _, r := range runs {
+		for m := r.first; m < r.end; m++ {
+			planned[m/64] |= 1 << (m % 64)
+		}
+	}
 	q := &f.queue
 	q.hot = append(q.hot, runs...)
 	slices.SortStableFunc(q.hot, func(a, b hotRun) int { return cmp.Compare(a.rank, b.rank) })

@@ -171,7 +171,7 @@ func (f *Fetcher) next() (t *transfer, wake time.Time) {
 		if fl.active {
 			continue // another request has taken it along
 		}
-		if t := f.plan(fl.l, fl.member, fl.l.tree.NumMembers(), demandSpan, Demand); t.end > t.first {
+		if t := f.plan(fl.l, fl.member, fl.l.tree.NumMembers(), fl.span(), Demand); t.end > t.first {
 			f.queue.demands++
 			f.counts.Demands++
 			return t, wake
@@ -230,6 +230,15 @@ func (f *Fetcher) next() (t *transfer, wake time.Time) {
 // demandSpan is how many bytes of the blob a demand's request may have: little
 // more than what is waited for, because what may follow is read ahead beside it.
 const demandSpan = 64 << 10
+
+// span returns how many bytes of the blob the request for a flight may have. Of
+// a hot set it brings what is waited for alone: the plan brings the rest.
+func (fl *flight) span() int64 {
+	if has(fl.l.known().planned, fl.member) {
+		return 0
+	}
+	return demandSpan
+}
 
 // bulkSpan is the size of other requests: large enough that maxBulk of them
 // keep the link full, small enough that a reader does not wait long behind

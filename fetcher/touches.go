@@ -20,9 +20,9 @@ type touch struct {
 // Trace returns what was read of an image's layers since the daemon started, in
 // the order in which it was first read. slots are the image's layers from the
 // lowest up, 0 for one that is not lazy. Only reads that reached the daemon
-// count: what the kernel had in its cache, or reads from files that were
-// complete when they were opened, are not in it; so a trace is recorded on a
-// node that doesn't have the image yet.
+// count: what the kernel had in its cache is not in it, nor, once an image is
+// old on the node, what was read from complete files; so a trace is recorded on
+// a node that has just met the image.
 func (f *Fetcher) Trace(ctx context.Context, slots []uint32) (*trace.Trace, error) {
 	t := &trace.Trace{Version: trace.Version, Layers: len(slots)}
 	layerOf := map[uint32]int{}
