@@ -85,3 +85,27 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+// What is shipped as an example is valid, and says nothing but the defaults.
+func TestExampleIsTheDefault(t *testing.T) {
+	b, err := os.ReadFile("../deploy/airstream.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := load(t, string(b))
+	want := Default()
+	want.Snapshotter.Address = "/run/airstream/snapshotter.sock"
+	if diff := cmp.Diff(want, got); err != nil || diff != "" {
+		t.Errorf("%v\n%s", err, diff)
+	}
+	var uncommented strings.Builder
+	for line := range strings.Lines(string(b)) {
+		if text, ok := strings.CutPrefix(line, "# "); ok && (strings.Contains(text, " = ") || strings.HasPrefix(text, "[")) {
+			line = text
+		}
+		uncommented.WriteString(line)
+	}
+	if _, err := load(t, uncommented.String()); err != nil && !strings.Contains(err.Error(), "no such file") {
+		t.Errorf("with every line in force: %v", err)
+	}
+}

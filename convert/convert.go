@@ -17,6 +17,9 @@
 //     none. Signatures are of digests as well: sign the result.
 //   - A layer that this package has converted with the same options passes
 //     through unchanged, so converting twice changes nothing.
+//   - What a start reads (Options.Trace) is no part of a layer's bytes but an
+//     annotation of its descriptor. It is that of this conversion's trace and
+//     of no earlier one, whether the layer is built or not.
 //   - A layer whose conversion is on record, or that the destination's image
 //     holds already, is not built again, and not sent if it is there. The
 //     record is a small file for each layer (see records); what the
@@ -43,6 +46,7 @@ import (
 
 	"github.com/airstream-io/airstream/convert/layer"
 	"github.com/airstream-io/airstream/convert/location"
+	"github.com/airstream-io/airstream/internal/trace"
 )
 
 // Errors that a caller tells apart, besides those of location and layer.
@@ -70,6 +74,10 @@ type Options struct {
 	// Jobs is how many layers are worked on at once; 0 means 3. Compression
 	// uses all CPUs whatever this is.
 	Jobs int
+	// Trace says what a start of the image reads. Layers carry what it means
+	// for them as an annotation; their bytes don't depend on it. nil means that
+	// this is not known.
+	Trace *trace.Trace
 	// Rebuild builds every layer, whatever is known of it.
 	Rebuild bool
 	// Progress is told how far the layers are; nil means nobody is.
@@ -127,6 +135,7 @@ type Mapping struct {
 	Old       v1.Hash `json:"old" yaml:"old"`
 	New       v1.Hash `json:"new" yaml:"new"`
 	Unchanged bool    `json:"unchanged,omitempty" yaml:"unchanged,omitempty"` // passed through
+	Hot       int64   `json:"hot,omitempty" yaml:"hot,omitempty"`             // sum over its layers
 	Layers    []Layer `json:"layers,omitempty" yaml:"layers,omitempty"`       // in the order of the image
 }
 
@@ -137,6 +146,9 @@ type Layer struct {
 	OldSize   int64   `json:"oldSize" yaml:"oldSize"` // bytes of the blob
 	NewSize   int64   `json:"newSize" yaml:"newSize"`
 	TOCDigest string  `json:"tocDigest,omitempty" yaml:"tocDigest,omitempty"`
+	// Hot is how many bytes of the blob a start reads, as far as Options.Trace
+	// tells.
+	Hot int64 `json:"hot,omitempty" yaml:"hot,omitempty"`
 	// How is Built, Known or Kept.
 	How string `json:"how" yaml:"how"`
 }
@@ -183,7 +195,7 @@ func run(ctx context.Context, src Source, dst Destination, previous Source, o Op
 		src: src, dst: dst, o: o,
 		pool:    layer.NewPool(0),
 		scratch: layer.ScratchIn(o.WorkDir),
-		records: records{dir: o.Records},
+		records: records{dir: o.Records}, previous: previous,
 	}
 	if previous != nil && !o.Rebuild {
 		w.earlier = readEarlier(ctx, previous, o)

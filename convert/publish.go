@@ -5,12 +5,15 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
+	"slices"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/airstream-io/airstream/convert/internal/rawjson"
+	"github.com/airstream-io/airstream/internal/annotation"
 )
 
 // publish writes configs and manifests, the children of an index before the
@@ -23,6 +26,9 @@ func (w *works) publish(ctx context.Context, p *plan) (*Result, error) {
 	}
 	if err := w.dst.Commit(ctx, d, raw); err != nil {
 		return nil, err
+	}
+	if w.o.Trace != nil && !slices.ContainsFunc(r.Manifests, func(m Mapping) bool { return m.Hot > 0 }) {
+		w.o.Log.WarnContext(ctx, "the trace has no effect: the image has none of the files that it says were read", slog.String("traced", w.o.Trace.Image))
 	}
 	r.Old, r.New, r.MediaType = p.d.Digest, d.Digest, string(d.MediaType)
 	return r, nil
@@ -55,9 +61,11 @@ func (w *works) write(ctx context.Context, p *plan, r *Result) (v1.Descriptor, [
 
 func (w *works) writeImage(ctx context.Context, p *plan, r *Result) (v1.Descriptor, []byte, error) {
 	m := Mapping{Platform: p.image.is.String(), Old: p.d.Digest}
-	for _, l := range p.image.layers {
+	for i, l := range p.image.layers {
 		c := w.done[w.o.key(l)]
-		m.Layers = append(m.Layers, Layer{Old: l.d.Digest, New: c.Digest, OldSize: l.d.Size, NewSize: c.Size, TOCDigest: c.TOCDigest.String(), How: c.how})
+		hot := c.hot[place{i, len(p.image.layers)}].Size()
+		m.Layers = append(m.Layers, Layer{Old: l.d.Digest, New: c.Digest, OldSize: l.d.Size, NewSize: c.Size, TOCDigest: c.TOCDigest.String(), Hot: hot, How: c.how})
+		m.Hot += hot
 	}
 	config, configD, err := w.config(p.image)
 	if err != nil {
@@ -118,18 +126,27 @@ func (w *works) manifest(p *plan, configD v1.Descriptor) ([]byte, error) {
 	for i, l := range img.layers {
 		k := w.o.key(l)
 		c := w.done[k]
-		if c.how == Kept {
-			continue
-		}
-		same = false
-		if err := relink(img.rawLayers[i], c.descriptor()); err != nil {
-			return nil, err
-		}
 		a := maps.Clone(l.d.Annotations)
 		if a == nil {
 			a = map[string]string{}
 		}
-		maps.Copy(a, k.annotations(c.converted))
+		// What an earlier conversion wrote and this one doesn't must not stay.
+		delete(a, annotation.Hot)
+		if plan := c.hot[place{i, len(img.layers)}]; len(plan) > 0 {
+			a[annotation.Hot] = plan.String()
+		}
+		if c.how == Kept {
+			if maps.Equal(a, l.d.Annotations) {
+				continue
+			}
+		} else {
+			if err := relink(img.rawLayers[i], c.descriptor()); err != nil {
+				return nil, err
+			}
+			delete(a, annotation.GroupSize)
+			maps.Copy(a, k.annotations(c.converted))
+		}
+		same = false
 		if err := img.rawLayers[i].Set("annotations", a); err != nil {
 			return nil, err
 		}

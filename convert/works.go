@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -30,7 +31,9 @@ type works struct {
 	pool    *layer.Pool
 	scratch layer.Scratch
 	records records
-	earlier map[v1.Hash]converted // at the destination, by source
+
+	previous Source                // what the destination's name holds; may be nil
+	earlier  map[v1.Hash]converted // in previous, by source
 
 	done map[key]outcome // complete when layers has returned
 }
@@ -39,31 +42,44 @@ type works struct {
 type outcome struct {
 	converted
 	how string
+	hot hotPlans
+}
+
+// job is a layer to be worked on, and all places that it has.
+type job struct {
+	sourceLayer
+	places []place
 }
 
 // layers brings all layers of the plan to the destination, each once.
 func (w *works) layers(ctx context.Context, p *plan) error {
-	var todo []sourceLayer
-	w.done = map[key]outcome{}
+	var todo []job
+	at := map[key]int{} // in todo
 	for _, m := range p.images() {
-		for _, l := range m.image.layers {
-			if k := w.o.key(l); w.done[k].how == "" {
-				w.done[k] = outcome{how: "planned"}
-				todo = append(todo, l)
+		for i, l := range m.image.layers {
+			k := w.o.key(l)
+			if _, ok := at[k]; !ok {
+				at[k] = len(todo)
+				todo = append(todo, job{sourceLayer: l})
+			}
+			j := &todo[at[k]]
+			if pl := (place{i, len(m.image.layers)}); !slices.Contains(j.places, pl) {
+				j.places = append(j.places, pl)
 			}
 		}
 	}
 	results := make([]outcome, len(todo))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(w.o.Jobs)
-	for i, l := range todo {
+	for i, j := range todo {
+		l := j.sourceLayer
 		task := w.o.Progress.Layer(l.d.Digest, l.d.Size)
 		g.Go(func() error {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
 			var err error
-			if results[i], err = w.layer(ctx, l, task); err != nil {
+			if results[i], err = w.layer(ctx, l, w.o.traced(j.places), task); err != nil {
 				return fmt.Errorf("layer %s: %w", l.d.Digest, err)
 			}
 			task.Done(results[i].how)
@@ -73,17 +89,23 @@ func (w *works) layers(ctx context.Context, p *plan) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	for i, l := range todo {
-		w.done[w.o.key(l)] = results[i]
+	w.done = make(map[key]outcome, len(todo))
+	for k, i := range at {
+		w.done[k] = results[i]
 	}
 	return nil
 }
 
 // layer brings one layer to the destination, with as little work as possible.
-func (w *works) layer(ctx context.Context, l sourceLayer, task Task) (outcome, error) {
+// places are those that need a plan.
+func (w *works) layer(ctx context.Context, l sourceLayer, places []place, task Task) (outcome, error) {
 	if !w.o.Rebuild {
 		if _, c, ok := fromAnnotations(l.d, l.diffID, w.o); ok {
-			return outcome{c, Kept}, w.copyBlob(ctx, l.d, task)
+			if err := w.copyBlob(ctx, l.d, task); err != nil {
+				return outcome{}, err
+			}
+			hot, err := w.readHotPlans(ctx, w.src, c, places, task)
+			return outcome{c, Kept, hot}, err
 		}
 		for _, known := range []func() (converted, bool){
 			func() (converted, bool) { return w.records.get(w.o.key(l)) },
@@ -95,43 +117,53 @@ func (w *works) layer(ctx context.Context, l sourceLayer, task Task) (outcome, e
 			}
 			if there, err := w.dst.HasBlob(ctx, c.descriptor()); err != nil {
 				return outcome{}, err
-			} else if there {
-				return outcome{c, Known}, nil
+			} else if !there {
+				continue
 			}
+			hot, err := w.readHotPlans(ctx, w.previous, c, places, task)
+			if err == nil {
+				return outcome{c, Known, hot}, nil
+			}
+			w.o.Log.DebugContext(ctx, "table of contents can't be read back, so the layer is built again", slog.String("layer", l.d.Digest.String()), slog.Any("error", err))
 		}
 	}
-	c, err := w.build(ctx, l, task)
+	c, hot, err := w.build(ctx, l, places, task)
 	if err != nil {
 		return outcome{}, err
 	}
 	if err := w.records.put(w.o.key(l), c); err != nil {
 		w.o.Log.WarnContext(ctx, "conversion not recorded, the next one will build this layer again", slog.String("layer", l.d.Digest.String()), slog.Any("error", err))
 	}
-	return outcome{c, Built}, nil
+	return outcome{c, Built, hot}, nil
 }
 
-// build converts a layer and sends it.
-func (w *works) build(ctx context.Context, l sourceLayer, task Task) (converted, error) {
+// build converts a layer, makes its plans and sends it.
+func (w *works) build(ctx context.Context, l sourceLayer, places []place, task Task) (c converted, hot hotPlans, err error) {
 	tar, size, err := w.fetch(ctx, l, task)
 	if err != nil {
-		return converted{}, err
+		return converted{}, nil, err
 	}
 	defer tar.Close() //nolint:errcheck // a scratch file, only read from here on
 	out, err := w.scratch()
 	if err != nil {
-		return converted{}, err
+		return converted{}, nil, err
 	}
 	defer out.Close() //nolint:errcheck // likewise
 	task.Phase("convert", size)
 	r, err := layer.Convert(ctx, out, layer.Tar{ReaderAt: tar, Size: size}, w.o.Layer, w.pool, w.scratch, task.Advance)
 	if err != nil {
-		return converted{}, err
+		return converted{}, nil, err
 	}
 	if err := tar.Close(); err != nil { // frees the disk while the rest waits for the network
-		return converted{}, err
+		return converted{}, nil, err
 	}
-	c := fromResult(r)
-	return c, w.put(ctx, c.descriptor(), task, func() (io.ReadCloser, error) {
+	c = fromResult(r)
+	if len(places) > 0 {
+		if hot, err = w.o.hotPlans(io.NewSectionReader(out, c.TOCOffset, c.Size-c.TOCOffset), c, places); err != nil {
+			return converted{}, nil, err
+		}
+	}
+	return c, hot, w.put(ctx, c.descriptor(), task, func() (io.ReadCloser, error) {
 		return io.NopCloser(io.NewSectionReader(out, 0, c.Size)), nil
 	})
 }

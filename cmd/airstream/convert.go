@@ -19,6 +19,7 @@ import (
 	"github.com/airstream-io/airstream/convert/layer"
 	"github.com/airstream-io/airstream/convert/location"
 	"github.com/airstream-io/airstream/internal/chunk"
+	"github.com/airstream-io/airstream/internal/trace"
 )
 
 const convertLong = `Convert an image so that a node can start it before it is all there.
@@ -49,6 +50,7 @@ type convertFlags struct {
 	chunkSize  string
 	groupSize  string
 	workDir    string
+	trace      string
 	jobs       int
 	rebuild    bool
 	plainHTTP  bool
@@ -86,6 +88,7 @@ func newConvertCommand(std streams) *cobra.Command {
 	fs.StringVar(&f.chunkSize, "chunk-size", formatSize(chunk.DefaultSize), "cut files every `SIZE` bytes, like 64KiB")
 	fs.StringVar(&f.groupSize, "group-size", "0", "let small files share up to `SIZE` bytes: smaller image, larger misses, and estargz's own verifier refuses it")
 	fs.StringVar(&f.workDir, "work-dir", "", "`DIR` for scratch files, a few times the largest layer (default $TMPDIR or airstream/work in the user's cache)")
+	fs.StringVar(&f.trace, "trace", "", "say in the image what a start reads, so that nodes fetch it before anybody asks: a `FILE` from airstream trace")
 	fs.IntVar(&f.jobs, "jobs", 3, "work on `N` layers at once")
 	fs.BoolVar(&f.rebuild, "rebuild", false, "build every layer, even if it was converted before")
 	fs.BoolVar(&f.plainHTTP, "plain-http", false, "allow HTTP for registries without TLS")
@@ -188,6 +191,11 @@ func (f convertFlags) options() (convert.Options, error) {
 	if err := o.Layer.Validate(); err != nil {
 		return o, err
 	}
+	if f.trace != "" {
+		if o.Trace, err = readTrace(f.trace); err != nil {
+			return o, fmt.Errorf("--trace %s: %w", f.trace, err)
+		}
+	}
 	for _, s := range f.platforms {
 		if s == "all" && len(f.platforms) == 1 {
 			break
@@ -202,6 +210,15 @@ func (f convertFlags) options() (convert.Options, error) {
 		o.Records = filepath.Join(cache, "airstream", "converted")
 	}
 	return o, nil
+}
+
+func readTrace(name string) (*trace.Trace, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() //nolint:errcheck // a reader
+	return trace.Decode(f)
 }
 
 // defaultWorkDir prefers the cache to /tmp, which on many systems is memory.

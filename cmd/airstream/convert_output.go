@@ -58,7 +58,11 @@ func printConvertTable(w io.Writer, to string, r *convert.Result) error {
 		if m.Unchanged {
 			name += " (unchanged)"
 		}
-		_, _ = fmt.Fprintf(tw, "%s\t%s\t%s\t\t\n", name, shortDigest(m.Old), shortDigest(m.New))
+		hot := ""
+		if m.Hot > 0 {
+			hot = formatBytes(m.Hot) + " hot"
+		}
+		_, _ = fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t\n", name, shortDigest(m.Old), shortDigest(m.New), hot)
 		for i, l := range m.Layers {
 			_, _ = fmt.Fprintf(tw, "  layer %d\t%s\t%s\t%s → %s\t%s\n", i+1, shortDigest(l.Old), shortDigest(l.New), formatBytes(l.OldSize), formatBytes(l.NewSize), l.How)
 		}

@@ -14,6 +14,8 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -35,6 +37,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/airstream-io/airstream/internal/annotation"
+	"github.com/airstream-io/airstream/internal/trace"
 )
 
 // The scripts in testdata/convert run airstream as a process of its own;
@@ -56,14 +59,16 @@ func TestConvertScripts(t *testing.T) {
 			return false, fmt.Errorf("unknown condition %q", cond)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"registry":  scriptRegistry,
-			"image":     scriptImage,
-			"damage":    scriptDamage,
-			"lazy":      scriptLazy,
-			"same":      scriptSame,
-			"smalldisk": scriptSmallDisk,
-			"uploading": scriptUploading,
-			"unchanged": scriptUnchanged,
+			"registry":   scriptRegistry,
+			"image":      scriptImage,
+			"damage":     scriptDamage,
+			"lazy":       scriptLazy,
+			"same":       scriptSame,
+			"smalldisk":  scriptSmallDisk,
+			"uploading":  scriptUploading,
+			"unchanged":  scriptUnchanged,
+			"samelayers": scriptSameLayers,
+			"hot":        scriptHot,
 		},
 	})
 }
@@ -320,5 +325,42 @@ func scriptUnchanged(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	if same == neg {
 		ts.Fatalf("%v", r.Digests)
+	}
+}
+
+// samelayers FILE FILE checks that two reports of -o json name the same layers.
+func scriptSameLayers(ts *testscript.TestScript, _ bool, args []string) {
+	layers := func(file string) (list []string) {
+		var r struct {
+			Manifests []struct{ Layers []struct{ New string } }
+		}
+		ts.Check(json.Unmarshal([]byte(ts.ReadFile(file)), &r))
+		for _, m := range r.Manifests {
+			for _, l := range m.Layers {
+				list = append(list, l.New)
+			}
+		}
+		return list
+	}
+	if a, b := layers(args[0]), layers(args[1]); len(a) == 0 || !slices.Equal(a, b) {
+		ts.Fatalf("%v and %v", a, b)
+	}
+}
+
+// hot PLACE N... checks how many runs the plan of each layer has.
+func scriptHot(ts *testscript.TestScript, _ bool, args []string) {
+	m, err := scriptOpen(ts, args[0]).Manifest()
+	ts.Check(err)
+	var got []string
+	for _, l := range m.Layers {
+		var p trace.Plan
+		if s, ok := l.Annotations[annotation.Hot]; ok {
+			p, err = trace.ParsePlan(s, l.Size)
+			ts.Check(err)
+		}
+		got = append(got, strconv.Itoa(len(p)))
+	}
+	if !slices.Equal(got, args[1:]) {
+		ts.Fatalf("got %v, want %v", got, args[1:])
 	}
 }

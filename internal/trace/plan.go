@@ -4,7 +4,9 @@ import (
 	"cmp"
 	"encoding/base64"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 
@@ -18,31 +20,52 @@ type Run struct {
 	Size   int64  // bytes of the blob, at least 1
 }
 
-// Plan is the runs of one layer, sorted by Rank, then Offset. They don't
-// overlap.
+// Plan is the runs of one layer. NewPlan's are sorted by Rank, then Offset, and
+// don't overlap; see ParsePlan for what can be said of one that was read.
 type Plan []Run
+
+// Size returns the sum of the runs' sizes, in bytes of the blob.
+func (p Plan) Size() int64 {
+	var n int64
+	for _, r := range p {
+		n += r.Size
+	}
+	return n
+}
 
 // windowSize is how much of the order is given up for fewer, longer runs:
 // reads whose pieces together have this many bytes of the blobs are fetched in
 // the order of the blob. It is what a 2 Mbit/s link carries in one second.
 const windowSize = 256 << 10
 
+// Concerns tells whether t has reads that can mean something for the layer
+// number layer of an image of count layers. If not, NewPlan returns an empty
+// plan whatever the tree.
+func (t *Trace) Concerns(layer, count int) bool {
+	return slices.ContainsFunc(t.Reads, func(r Read) bool { return t.of(r, layer, count) })
+}
+
+// of tells whether a read is one of that layer. An image with another number
+// of layers is another version of the one recorded, and only paths can tell.
+func (t *Trace) of(r Read, layer, count int) bool { return count != t.Layers || r.Layer == layer }
+
 // NewPlan returns what t means for the layer number layer of an image of count
 // layers, whose table of contents is tree. Reads of files that the layer
 // doesn't have mean nothing to it. The plans of an image's layers belong
-// together: their ranks come from one order.
+// together: their ranks come from one order. Of a plan that would be too long
+// for an annotation, the end is left out.
 func (t *Trace) NewPlan(tree *toc.Tree, layer, count int) Plan {
 	var plan Plan
 	var rank uint32
-	var window int64 // bytes of all layers, estimated by content, since the rank began
-	seen := map[uint32]bool{}
+	var window int64          // bytes of all layers, estimated by content, since the rank began
+	seen := map[uint32]bool{} // members
+	done := skips{}           // chunks
 	for i, r := range t.Reads {
 		if window > windowSize {
 			rank, window = uint32(i), 0
 		}
 		window += r.Size / 3 // executables and scripts compress to about a third
-		// With another number of layers the path alone has to do.
-		if count == t.Layers && r.Layer != layer {
+		if !t.of(r, layer, count) {
 			continue
 		}
 		entry, ok := find(tree, r.Path)
@@ -51,7 +74,11 @@ func (t *Trace) NewPlan(tree *toc.Tree, layer, count int) Plan {
 		}
 		_, end := tree.Chunks(entry)
 		c, ok := tree.FindChunk(entry, r.Offset)
-		for ; ok && c < end && tree.Chunk(c).Offset < r.Offset+r.Size; c++ {
+		if !ok {
+			continue
+		}
+		for c = done.next(c); c < end && tree.Chunk(c).Offset < r.Offset+r.Size; c = done.next(c) {
+			done[c] = c + 1
 			member := tree.Chunk(c).Member
 			if seen[member] {
 				continue
@@ -62,7 +89,26 @@ func (t *Trace) NewPlan(tree *toc.Tree, layer, count int) Plan {
 		}
 	}
 	slices.SortFunc(plan, func(a, b Run) int { return cmp.Or(cmp.Compare(a.Rank, b.Rank), cmp.Compare(a.Offset, b.Offset)) })
-	return plan.join()
+	plan = plan.join()
+	return plan[:min(len(plan), maxRuns)]
+}
+
+// skips leads past the numbers that are done: each of them has one above it to
+// go on from. Reads of one large file over and over then cost no more than one.
+type skips map[uint32]uint32
+
+// next returns the first number from c on that is not done.
+func (s skips) next(c uint32) uint32 {
+	for {
+		to, ok := s[c]
+		if !ok {
+			return c
+		}
+		if further, ok := s[to]; ok {
+			s[c] = further
+		}
+		c = to
+	}
 }
 
 // join makes one run of runs that follow each other within one rank.
@@ -93,8 +139,12 @@ func find(tree *toc.Tree, path string) (entry uint32, ok bool) {
 // (unsigned). The first run stands behind one of rank 0 that ends at 0.
 const prefix = "1."
 
-// maxRuns bounds what a plan may hold; real ones have a few hundred.
-const maxRuns = 100_000
+// maxRuns bounds what a plan may hold. Real ones have a few hundred; this many
+// make an annotation of 200 kB, and registries take manifests of 4 MiB.
+const maxRuns = 20_000
+
+// maxText is the longest annotation that is looked at, in bytes.
+const maxText = len(prefix) + maxRuns*4*binary.MaxVarintLen64
 
 // String returns the plan as the annotation has it.
 func (p Plan) String() string {
@@ -111,33 +161,58 @@ func (p Plan) String() string {
 }
 
 // ParsePlan reads what String writes, of a blob of blobSize bytes. A plan only
-// says what to fetch first, so what it holds needs no more trust than that; but
-// it must lie within the blob. Errors are ErrInvalid.
+// says what to fetch first, so what it holds needs no more trust than that: the
+// runs lie within the blob, and all together are no longer than it, so that
+// nobody is made to fetch more than the layer. They are sorted by Rank; those of
+// one rank may come in any order, and runs may overlap, though NewPlan's don't.
+// Errors are ErrInvalid.
 func ParsePlan(s string, blobSize int64) (Plan, error) {
+	p, err := parsePlan(s, blobSize)
+	if err != nil {
+		return nil, fmt.Errorf("trace: plan: %w: %w", ErrInvalid, err)
+	}
+	return p, nil
+}
+
+func parsePlan(s string, blobSize int64) (Plan, error) {
 	text, ok := strings.CutPrefix(s, prefix)
 	if !ok {
-		return nil, fmt.Errorf("trace: plan: %w: unknown version", ErrInvalid)
+		return nil, errors.New("unknown version")
+	}
+	if len(s) > maxText {
+		return nil, fmt.Errorf("%d bytes", len(s))
 	}
 	b, err := base64.RawURLEncoding.DecodeString(text)
 	if err != nil {
-		return nil, fmt.Errorf("trace: plan: %w: %w", ErrInvalid, err)
+		return nil, err
 	}
 	var p Plan
 	var rank uint64
 	var end int64
+	left := blobSize // bytes that further runs may have
 	for len(b) > 0 {
+		if len(p) == maxRuns {
+			return nil, fmt.Errorf("more than %d runs", maxRuns)
+		}
 		dr, n1 := binary.Uvarint(b)
 		off, n2 := varint(b, n1)
 		size, n3 := uvarint(b, n1, n2)
-		if n1 <= 0 || n2 <= 0 || n3 <= 0 || len(p) == maxRuns {
-			return nil, fmt.Errorf("trace: plan: %w: run %d is cut short", ErrInvalid, len(p))
+		if n1 <= 0 || n2 <= 0 || n3 <= 0 {
+			return nil, fmt.Errorf("run %d is cut short", len(p))
 		}
 		b = b[n1+n2+n3:]
-		rank += dr
-		begin := end + off
-		if rank > 1<<31 || dr > 1<<31 || begin < 0 || begin > blobSize || size == 0 || size > uint64(blobSize-begin) {
-			return nil, fmt.Errorf("trace: plan: %w: run %d lies outside of the blob", ErrInvalid, len(p))
+		if dr > math.MaxUint32-rank {
+			return nil, fmt.Errorf("run %d has a rank above %d", len(p), uint32(math.MaxUint32))
 		}
+		rank += dr
+		begin := end + off // wraps to below 0 if at all
+		if begin < 0 || begin > blobSize || size == 0 || size > uint64(blobSize-begin) {
+			return nil, fmt.Errorf("run %d lies outside of the blob", len(p))
+		}
+		if size > uint64(left) {
+			return nil, errors.New("its runs are longer than the blob")
+		}
+		left -= int64(size)
 		end = begin + int64(size)
 		p = append(p, Run{Rank: uint32(rank), Offset: begin, Size: int64(size)})
 	}

@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 )
 
 // Version is the version of the file format. A reader refuses others.
@@ -56,17 +57,27 @@ func Decode(r io.Reader) (*Trace, error) {
 	if len(b) > MaxSize {
 		return nil, fmt.Errorf("trace: %w: more than %d bytes", ErrInvalid, MaxSize)
 	}
+	// The version first: of a later one the fields may be unknown.
+	var v struct {
+		Version int `json:"version"`
+	}
+	if err := json.Unmarshal(b, &v); err != nil { // which reads all of it, and nothing may follow
+		return nil, fmt.Errorf("trace: %w: %w", ErrInvalid, err)
+	}
+	if v.Version != Version {
+		return nil, fmt.Errorf("trace: %w: version %d, want %d", ErrInvalid, v.Version, Version)
+	}
 	dec := json.NewDecoder(bytes.NewReader(b))
 	dec.DisallowUnknownFields()
 	var t Trace
 	if err := dec.Decode(&t); err != nil {
 		return nil, fmt.Errorf("trace: %w: %w", ErrInvalid, err)
 	}
-	if t.Version != Version {
-		return nil, fmt.Errorf("trace: %w: version %d, want %d", ErrInvalid, t.Version, Version)
+	if t.Layers < 0 {
+		return nil, fmt.Errorf("trace: %w: %d layers", ErrInvalid, t.Layers)
 	}
 	for i, r := range t.Reads {
-		if r.Layer < 0 || r.Layer >= t.Layers || r.Path == "" || r.Offset < 0 || r.Size <= 0 || r.Offset+r.Size < 0 {
+		if r.Layer < 0 || r.Layer >= t.Layers || r.Path == "" || r.Offset < 0 || r.Size <= 0 || r.Size > math.MaxInt64-r.Offset {
 			return nil, fmt.Errorf("trace: %w: read %d: %+v", ErrInvalid, i, r)
 		}
 	}

@@ -50,11 +50,12 @@ type bench struct {
 	dir    string
 }
 
-func run(ctx context.Context, args []string, words io.Writer) (err error) {
+func run(ctx context.Context, args []string, words io.Writer) error {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
-	names := flags.String("images", "redis,nginx,python,node", "images to start")
+	names := flags.String("images", "redis,nginx,python,node", "images to start; empty: none")
+	code := flags.Bool("go", false, "run the benchmarks beside the code, too")
 	profile := flags.String("profile", "geo-vsat", "link, as airlink -list has them")
-	limit := flags.Duration("full-limit", 2*time.Minute, "stop the full pull after this and compute its end; 0: never")
+	limit := flags.Duration("full-limit", 0, "stop the full pull after this and compute its end; 0: never")
 	runs := flags.Int("n", 1, "runs of each, of which the median counts")
 	out := flags.String("o", "docs/benchmarks.md", "file that the table is written into")
 	if err := flags.Parse(args); err != nil {
@@ -68,35 +69,74 @@ func run(ctx context.Context, args []string, words io.Writer) (err error) {
 		return err
 	}
 	b := &bench{profile: p, limit: *limit, runs: *runs, words: words}
-	if b.dir, err = os.MkdirTemp("", "airbench-"); err != nil {
+	if *names != "" {
+		table, err := b.firstStarts(ctx, strings.Split(*names, ","))
+		if err != nil {
+			return err
+		}
+		if err := b.write(*out, "first-start "+p.Name, table); err != nil {
+			return err
+		}
+	}
+	if *code {
+		text, err := b.goBenchmarks(ctx)
+		if err != nil {
+			return err
+		}
+		return b.write(*out, "go", text)
+	}
+	return nil
+}
+
+// write shows a section and puts it into the file.
+func (b *bench) write(file, section, text string) error {
+	if _, err := io.WriteString(b.words, "\n"+text); err != nil {
 		return err
 	}
+	return replaceSection(file, section, text)
+}
+
+// firstStarts measures the images and returns the section.
+func (b *bench) firstStarts(ctx context.Context, names []string) (_ string, err error) {
+	if b.dir, err = os.MkdirTemp("", "airbench-"); err != nil {
+		return "", err
+	}
 	defer func() { err = errors.Join(err, os.RemoveAll(b.dir)) }()
-	if b.binary, err = site.Build(ctx); err != nil {
-		return err
+	built, err := site.Build(ctx)
+	if err != nil {
+		return "", err
+	}
+	// What is measured must stay what it is while others build.
+	b.binary = filepath.Join(b.dir, "airstream")
+	if err := copyFile(b.binary, built); err != nil {
+		return "", err
 	}
 	cache, err := tools.CacheDir("registry")
 	if err != nil {
-		return err
+		return "", err
 	}
 	if b.reg, err = registry.Start(ctx, registry.Options{Dir: cache}); err != nil {
-		return err
+		return "", err
 	}
 	defer func() { err = errors.Join(err, b.reg.Close()) }()
 
 	var rows []row
-	for name := range strings.SplitSeq(*names, ",") {
+	for _, name := range names {
 		r, err := b.image(ctx, name)
 		if err != nil {
-			return fmt.Errorf("%s: %w", name, err)
+			return "", fmt.Errorf("%s: %w", name, err)
 		}
 		rows = append(rows, r)
 	}
-	table := b.table(rows)
-	if _, err := io.WriteString(words, "\n"+table); err != nil {
+	return b.table(rows), nil
+}
+
+func copyFile(to, from string) error {
+	b, err := os.ReadFile(from)
+	if err != nil {
 		return err
 	}
-	return replaceSection(*out, "first-start "+p.Name, table)
+	return os.WriteFile(to, b, 0o755) //nolint:gosec // a program
 }
 
 // row is what was measured of one image.

@@ -31,10 +31,9 @@ func (b *bench) table(rows []row) string {
 	}
 	say("")
 	if b.limit > 0 {
-		say("A full pull is stopped after %v, and its end computed from its rate until then; \"≈\" marks", b.limit)
-		say("these. That favours it: its last layer crosses alone, more slowly, and the container's start")
-		say("comes on top. × is how many times faster than the full pull Airstream is.")
+		say("Full pulls were stopped after %v, and their ends computed from the rate until then: \"≈\".", b.limit)
 	}
+	say("× is how many times faster than the full pull Airstream is.")
 	say("A trace is what a start in another run, over a fast link, has read; `airstream convert --trace`")
 	say("puts it into the image.")
 	return t.String()
