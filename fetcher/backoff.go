@@ -21,8 +21,13 @@ type backoff struct {
 	until    time.Time
 }
 
-// failed begins a pause, at least as long as the other side asked for.
+// failed begins a pause, at least as long as the other side asked for. Failures
+// during a pause are the same one: requests that were under way at once fail at
+// once.
 func (b *backoff) failed(now time.Time, atLeast time.Duration) time.Duration {
+	if left := b.until.Sub(now); left > 0 && left >= atLeast {
+		return left
+	}
 	d := b.max
 	if b.failures < 10 {
 		d = min(d, firstPause<<b.failures)

@@ -45,15 +45,7 @@ func (f *Fetcher) Warm(layers ...catalog.Layer) error {
 		if err != nil {
 			return err
 		}
-		f.mu.Lock()
-		if !f.closing {
-			f.work.Go(func() {
-				if f.await(f.run, l) == nil {
-					f.warm(l, plan)
-				}
-			})
-		}
-		f.mu.Unlock()
+		f.whenReady(l, func() { f.warm(l, plan) })
 	}
 	return nil
 }

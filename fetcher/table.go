@@ -80,7 +80,7 @@ func (f *Fetcher) fetchTable(ctx context.Context, l *layer) (*toc.Tree, error) {
 func (f *Fetcher) sourceOf(l *layer) catalog.Source {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return l.sources[l.source%len(l.sources)]
+	return f.source(l)
 }
 
 func (f *Fetcher) nextSource(l *layer) {

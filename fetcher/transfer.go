@@ -12,6 +12,7 @@ import (
 	"github.com/klauspost/compress/gzip"
 
 	"github.com/airstream-io/airstream/fetcher/registry"
+	"github.com/airstream-io/airstream/internal/catalog"
 	"github.com/airstream-io/airstream/internal/chunk"
 	"github.com/airstream-io/airstream/internal/store"
 	"github.com/airstream-io/airstream/internal/toc"
@@ -100,7 +101,7 @@ func (f *Fetcher) transfer(ctx context.Context, t *transfer) {
 	defer f.mu.Unlock()
 	switch {
 	case err == nil:
-		t.l.pause.succeeded()
+		f.alive(f.source(t.l).Host)
 	case ctx.Err() != nil:
 	case isLocal(err):
 		// The disk is what failed: those who wait are told, for it may not
@@ -134,6 +135,19 @@ func (f *Fetcher) transfer(ctx context.Context, t *transfer) {
 	}
 	f.settle(t, err)
 }
+
+// alive ends the pauses of all layers that a registry host has: if one request
+// got through, the others may. f.mu is held.
+func (f *Fetcher) alive(host string) {
+	for _, l := range f.layers {
+		if f.source(l).Host == host {
+			l.pause.succeeded()
+		}
+	}
+}
+
+// source returns where a layer is asked for now. f.mu is held.
+func (f *Fetcher) source(l *layer) catalog.Source { return l.sources[l.source%len(l.sources)] }
 
 // errLocal marks failures of the node itself.
 var errLocal = errors.New("the node cannot store it")

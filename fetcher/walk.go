@@ -104,10 +104,7 @@ func (f *Fetcher) Fill(slots ...uint32) error {
 		if err != nil {
 			return err
 		}
-		f.work.Go(func() {
-			if f.await(f.run, l) != nil {
-				return
-			}
+		f.whenReady(l, func() {
 			f.mu.Lock()
 			defer f.mu.Unlock()
 			f.startWalk(l, Background)
@@ -115,6 +112,21 @@ func (f *Fetcher) Fill(slots ...uint32) error {
 		})
 	}
 	return nil
+}
+
+// whenReady calls do, in a goroutine of its own, when a layer's tree is here;
+// never if the fetcher is closed before.
+func (f *Fetcher) whenReady(l *layer, do func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closing {
+		return
+	}
+	f.work.Go(func() {
+		if f.await(f.run, l) == nil {
+			do()
+		}
+	})
 }
 
 // startWalk joins the walk through a layer, or begins it. f.mu is held.
