@@ -93,6 +93,7 @@ func FuzzParse(f *testing.F) {
 	f.Add(table(f, dir("d"), file("d/f", 70_000, 3), hardlinkTo("g", "d/f"), empty("d")))
 	f.Add(table(f, file("a", 5, 1), file("b", 5, 2), &estargz.TOCEntry{Name: "b/.wh..wh..opq", Type: "reg"}))
 	f.Add(table(f, hardlinkTo("c", "b"), hardlinkTo("b", "a"), empty("a"), empty(".wh.a"), empty("a/.wh.x")))
+	f.Add(rawSample(f))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		tree, err := Parse(bytes.NewReader(b), 1<<20)
 		if err != nil {

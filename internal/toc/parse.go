@@ -1,6 +1,7 @@
 package toc
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -51,6 +52,21 @@ type jsonEntry struct {
 	ChunkOffset int64             `json:"chunkOffset"`
 	ChunkSize   int64             `json:"chunkSize"`
 	ChunkDigest string            `json:"chunkDigest"`
+
+	// Beyond eStargz: the bytes of names that are not UTF-8, which JSON can't
+	// hold. Name and LinkName show something readable then.
+	RawName     []byte `json:"rawName"`
+	RawLinkName []byte `json:"rawLinkName"`
+}
+
+// useRaw puts the raw names where the readable ones are.
+func (e *jsonEntry) useRaw() {
+	if len(e.RawName) > 0 {
+		e.Name = string(e.RawName)
+	}
+	if len(e.RawLinkName) > 0 {
+		e.LinkName = string(e.RawLinkName)
+	}
 }
 
 // Parse reads a table of contents: the JSON that eStargz keeps in
@@ -115,6 +131,7 @@ func parseEntries(dec *json.Decoder, b *builder) error {
 		if err := dec.Decode(&e); err != nil {
 			return invalidJSON(err)
 		}
+		e.useRaw()
 		if err := b.add(&e); err != nil {
 			return fmt.Errorf("%w: entry %d %q: %w", ErrInvalid, n, shorten(e.Name), err)
 		}
@@ -138,7 +155,8 @@ func expect(dec *json.Decoder, want json.Delim) error {
 func invalidJSON(err error) error {
 	var syntax *json.SyntaxError
 	var kind *json.UnmarshalTypeError
-	if errors.As(err, &syntax) || errors.As(err, &kind) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+	var binary base64.CorruptInputError
+	if errors.As(err, &syntax) || errors.As(err, &kind) || errors.As(err, &binary) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	return err

@@ -288,7 +288,11 @@ func TestParseRefuses(t *testing.T) {
 			}
 		})
 	}
-	for _, s := range []string{"", "{", "[]", `{"version":2,"entries":[]}`, `{"version":1,"entries":[{]}`, `{"version":1,"entries":[{"name":7}]}`} {
+	for _, s := range []string{
+		"", "{", "[]", `{"version":2,"entries":[]}`, `{"version":1,"entries":[{]}`, `{"version":1,"entries":[{"name":7}]}`,
+		`{"version":1,"entries":[{"name":"a","rawName":"%","type":"dir"}]}`,
+		`{"version":1,"entries":[{"name":"a","type":"dir","xattrs":{"user.x":"%"}}]}`,
+	} {
 		if _, err := Parse(strings.NewReader(s), 1); !errors.Is(err, ErrInvalid) {
 			t.Errorf("%q: got %v, want ErrInvalid", s, err)
 		}

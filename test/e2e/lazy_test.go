@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/airstream-io/airstream/test/rig/link"
 	"github.com/airstream-io/airstream/test/rig/node"
 	"github.com/airstream-io/airstream/test/rig/site"
 )
@@ -15,6 +16,7 @@ import (
 func TestStartsLazilyAndThenDark(t *testing.T) {
 	for _, name := range []string{"redis", "nginx", "python", "node"} {
 		t.Run(name, func(t *testing.T) {
+			notShort(t, name)
 			img := publish(t, name)
 			s := newSite(t, site.Options{Profile: fast(t), Config: "[fetch]\nbackground = false\n"})
 			ctx := t.Context()
@@ -36,6 +38,8 @@ func TestStartsLazilyAndThenDark(t *testing.T) {
 				t.Errorf("images: %+v", all)
 			}
 
+			_, err = s.Link.SetProfile(ctx, link.Direct())
+			must(t, err)
 			_, err = s.Run(ctx, "prefetch", ref)
 			must(t, err)
 			_, err = s.Link.Cut(ctx)
@@ -104,8 +108,9 @@ func TestTwoNamespacesShareWhatHasCrossed(t *testing.T) {
 // Images that share layers share what has crossed of them, too: the base of
 // all real images is one.
 func TestImagesShareLayers(t *testing.T) {
+	notShort(t, "nginx")
 	redis, nginx := publish(t, "redis"), publish(t, "nginx")
-	s := newSite(t, site.Options{Profile: fast(t), Config: "[fetch]\nbackground = false\n"})
+	s := newSite(t, site.Options{Config: "[fetch]\nbackground = false\n"})
 	ctx := t.Context()
 	must(t, s.Node.PullTransfer(ctx, s.Ref("redis:lazy"), lazySnapshotter))
 	_, err := s.Run(ctx, "prefetch", s.Ref("redis:lazy"))

@@ -7,10 +7,13 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"go.uber.org/goleak"
 
 	"github.com/airstream-io/airstream/test/rig/images"
 	"github.com/airstream-io/airstream/test/rig/link"
@@ -22,10 +25,11 @@ import (
 
 // shore is the registry that all tests share, with what was pushed to it.
 var shore struct {
-	mu     sync.Mutex
-	reg    *registry.Registry
-	binary string
-	done   map[string]bool // guarded by mu; images that are there, plain and converted
+	mu        sync.Mutex
+	reg       *registry.Registry
+	binary    string
+	pushed    map[string]bool // guarded by mu; images that are there
+	converted map[string]bool // guarded by mu; images that are there converted, too
 }
 
 func TestMain(m *testing.M) {
@@ -36,6 +40,10 @@ func TestMain(m *testing.M) {
 			code = 1
 		}
 	}
+	if err := goleak.Find(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
 	os.Exit(code)
 }
 
@@ -43,35 +51,39 @@ func TestMain(m *testing.M) {
 // schema 2) and NAME:lazy (converted), and returns what it is.
 func publish(t *testing.T, name string) *images.Image {
 	t.Helper()
+	img := push(t, name)
+	shore.mu.Lock()
+	defer shore.mu.Unlock()
+	if shore.converted[name] {
+		return img
+	}
+	_, err := site.Convert(t.Context(), shore.binary, shore.reg, name+":plain", name+":lazy")
+	must(t, err)
+	shore.converted[name] = true
+	return img
+}
+
+// push is publish for an image that isn't converted.
+func push(t *testing.T, name string) *images.Image {
+	t.Helper()
 	tools.Need(t, append(images.Needs(name), site.Needs...)...)
 	img, err := images.Build(t.Context(), name)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	shore.mu.Lock()
 	defer shore.mu.Unlock()
 	start(t)
-	if shore.done[name] {
+	if shore.pushed[name] {
 		return img
 	}
 	oci, err := img.OCI()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	docker, err := img.Docker()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := shore.reg.Push(t.Context(), name+":plain", oci); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := shore.reg.Push(t.Context(), name+":docker", docker); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := site.Convert(t.Context(), shore.binary, shore.reg, name+":plain", name+":lazy"); err != nil {
-		t.Fatal(err)
-	}
-	shore.done[name] = true
+	must(t, err)
+	_, err = shore.reg.Push(t.Context(), name+":plain", oci)
+	must(t, err)
+	_, err = shore.reg.Push(t.Context(), name+":docker", docker)
+	must(t, err)
+	shore.pushed[name] = true
 	return img
 }
 
@@ -93,7 +105,7 @@ func start(t *testing.T) {
 	if shore.reg, err = registry.Start(context.WithoutCancel(t.Context()), registry.Options{Dir: dir}); err != nil {
 		t.Fatal(err)
 	}
-	shore.done = map[string]bool{}
+	shore.pushed, shore.converted = map[string]bool{}, map[string]bool{}
 }
 
 // newSite starts a site before the shared registry.
@@ -131,13 +143,26 @@ func must(t *testing.T, err error) {
 	}
 }
 
+// notShort skips a test with -short if its image is one of the slow ones.
+func notShort(t *testing.T, name string) {
+	t.Helper()
+	if testing.Short() && slices.Contains([]string{"nginx", "python", "node"}, name) {
+		t.Skipf("-short: the smaller images stand for %s", name)
+	}
+}
+
 // lazySnapshotter is the one that most tests are about.
 const lazySnapshotter = node.Airstream
 
 // fast is a link whose delay shows and whose rate doesn't cost minutes.
 func fast(t *testing.T) link.Profile {
 	t.Helper()
-	p, err := link.Parse("rtt=60ms,down=40mbit,up=8mbit")
+	return profile(t, "rtt=60ms,down=40mbit,up=8mbit")
+}
+
+func profile(t *testing.T, text string) link.Profile {
+	t.Helper()
+	p, err := link.Parse(text)
 	must(t, err)
 	return p
 }

@@ -10,6 +10,7 @@
 package site
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -40,6 +41,8 @@ type Options struct {
 	Front   registry.FrontOptions // Listen is set by Start
 	// Registry is the registry to stand behind; nil: one of its own, empty.
 	Registry *registry.Registry
+	// Password is what the daemon takes for Front.Password; empty: the same.
+	Password string
 	// Config is TOML that is added to the daemon's configuration.
 	Config string
 	// Airstream is the daemon's binary; empty: Build's.
@@ -76,8 +79,11 @@ func Start(ctx context.Context, opts Options) (_ *Site, err error) {
 			err = errors.Join(err, s.Close(context.WithoutCancel(ctx)))
 		}
 	}()
-	if s.dir, err = os.MkdirTemp("", "airs-"); err != nil {
-		return nil, fmt.Errorf("site: %w", err)
+	if err := sweep(ctx); err != nil {
+		return nil, err
+	}
+	if s.dir, err = makeDir(); err != nil {
+		return nil, err
 	}
 	if s.opts.Airstream == "" {
 		if s.opts.Airstream, err = Build(ctx); err != nil {
@@ -156,7 +162,7 @@ func (s *Site) writeConfig() error {
 		text += fmt.Sprintf("ca_file = %q\n", s.path("ca.pem"))
 	}
 	if u := s.opts.Front.Username; u != "" {
-		files["password"] = s.opts.Front.Password + "\n"
+		files["password"] = cmp.Or(s.opts.Password, s.opts.Front.Password) + "\n"
 		text += fmt.Sprintf("username = %q\npassword_file = %q\n", u, s.path("password"))
 	}
 	files["airstream.toml"] = text + s.opts.Config
