@@ -21,9 +21,10 @@ import (
 // chunk on and around, and the small files of its directory and of the
 // directories above that. Each unit may bring a little unasked and more as its
 // content is really read; a directory that nobody uses soon stops costing. The
-// unit that was missed last goes first. In a model of the two starts over 600 ms
-// and 2 Mbit/s this takes 104 and 131 s, where files alone take 291 and 286 s,
-// and no reading ahead 499 and 694 s.
+// unit that was missed last goes first. In a model of the two starts, over 600 ms
+// and 2 Mbit/s without loss, this takes 104 and 131 s, where files alone take 291
+// and 286 s, and no reading ahead 499 and 694 s; docs/benchmarks.md has what it
+// takes on an emulated link with loss.
 const (
 	fileFloor = 512 << 10 // bytes of the blob that a file may bring unasked
 	fileGrow  = 3         // and how many more for each byte of it that is read

@@ -26,6 +26,10 @@ import (
 // thousand.
 const maxConfigSize = 8 << 20
 
+// darkPatience is how long a registry may take that has not answered lately: a
+// round trip on a short link, should it be back. A guess.
+const darkPatience = 250 * time.Millisecond
+
 // flight is one question under way, that any number of requests wait for.
 type flight struct {
 	done chan struct{}
@@ -95,8 +99,12 @@ func (m *Mirror) manifest(ctx context.Context, q request) (registry.Manifest, er
 	}
 	tag, tagErr := m.catalog.Tag(q.name())
 	patience := m.opts.Patience
-	if tagErr != nil {
+	switch {
+	case tagErr != nil:
 		patience = -1 // there is nothing else to answer with
+	case m.reg.Dark():
+		// The question goes out all the same, and its answer is kept.
+		patience = min(patience, darkPatience)
 	}
 	man, err := m.ask(ctx, q, patience)
 	if err != nil && tagErr == nil && (registry.Temporary(err) || errors.Is(err, errPatience)) {

@@ -276,6 +276,22 @@ func TestSlowRegistryMeansTheCachedTagAndLaterTheNewOne(t *testing.T) {
 	}
 }
 
+func TestDarkLinkIsNotWaitedForTwice(t *testing.T) {
+	s := newShore(t)
+	img := randomImage(t)
+	s.push(t, "app:1", img)
+	n := newNode(t, s, t.TempDir())
+	n.opts.Patience = time.Minute
+	n.pull(t, "app:1", img)
+	s.setMood(func(_ http.ResponseWriter, r *http.Request) bool { <-r.Context().Done(); return true }) // a blackhole
+	n.pull(t, "app:1", img)                                                                            // ends with the stall
+	began := time.Now()
+	n.pull(t, "app:1", img)
+	if took := time.Since(began); took > 450*time.Millisecond {
+		t.Errorf("%v to answer from the cache on a link that is known to be dark; a stall takes 500 ms", took)
+	}
+}
+
 func TestUnknownImageWithoutALinkIsUnavailable(t *testing.T) {
 	s := newShore(t)
 	n := newNode(t, s, t.TempDir())

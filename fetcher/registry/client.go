@@ -90,6 +90,9 @@ func New(opts Options) *Client {
 	return &Client{opts: opts, hosts: map[string]*host{}, redirects: map[redirectKey]string{}}
 }
 
+// Dark tells whether the last requests failed for want of a link.
+func (c *Client) Dark() bool { return c.opts.Meter.State().Dark }
+
 // Close closes idle connections.
 func (c *Client) Close() {
 	c.mu.Lock()
