@@ -143,15 +143,10 @@ func (n *node) find(ref string) (catalog.Image, error) {
 	if d := digest.Digest(ref); d.Validate() == nil {
 		return n.catalog.Image(d)
 	}
-	parsed, err := name.ParseReference(ref, name.WithDefaultRegistry("docker.io"))
+	want, err := name.ParseReference(ref)
 	if err != nil {
 		return catalog.Image{}, fmt.Errorf("not an image reference: %w", err)
 	}
-	host := parsed.Context().RegistryStr()
-	if host == name.DefaultRegistry {
-		host = "docker.io"
-	}
-	want := host + "/" + parsed.Context().RepositoryStr() + ":" + parsed.Identifier()
 	images, err := n.catalog.Images()
 	if err != nil {
 		return catalog.Image{}, err
@@ -159,7 +154,8 @@ func (n *node) find(ref string) (catalog.Image, error) {
 	var found *catalog.Image
 	for i := range images {
 		img := &images[i]
-		if img.Manifest.String() == parsed.Identifier() || slices.Contains(img.Names, want) && (found == nil || img.Learned.After(found.Learned)) {
+		named := img.Manifest.String() == want.Identifier() || slices.ContainsFunc(img.Names, func(s string) bool { return same(s, want) })
+		if named && (found == nil || img.Learned.After(found.Learned)) {
 			found = img
 		}
 	}
@@ -167,4 +163,11 @@ func (n *node) find(ref string) (catalog.Image, error) {
 		return catalog.Image{}, fmt.Errorf("the node has not met it: pull it through the node first (%w)", fs.ErrNotExist)
 	}
 	return *found, nil
+}
+
+// same tells whether a name that containerd used is a reference, written out
+// or short.
+func same(s string, ref name.Reference) bool {
+	other, err := name.ParseReference(s)
+	return err == nil && other.Name() == ref.Name()
 }

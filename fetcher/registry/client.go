@@ -29,6 +29,7 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
 
 	"github.com/airstream-io/airstream/fetcher/uplink"
 	"github.com/airstream-io/airstream/internal/catalog"
@@ -102,20 +103,20 @@ func (c *Client) Close() {
 	}
 }
 
-func (c *Client) host(name string) (*host, error) {
+func (c *Client) host(known string) (*host, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if h, ok := c.hosts[name]; ok {
+	if h, ok := c.hosts[known]; ok {
 		return h, nil
 	}
-	h := &host{Host: c.opts.Hosts[name], name: name}
+	h := &host{Host: c.opts.Hosts[known], name: known}
 	raw := h.URL
 	if raw == "" {
-		raw = "https://" + endpoint(name)
+		raw = "https://" + endpoint(known)
 	}
 	var err error
 	if h.base, err = url.Parse(strings.TrimSuffix(raw, "/")); err != nil || h.base.Host == "" {
-		return nil, fmt.Errorf("registry: host %q: invalid URL %q", name, raw)
+		return nil, fmt.Errorf("registry: host %q: invalid URL %q", known, raw)
 	}
 	h.http = &http.Client{
 		Transport: h.transport(),
@@ -123,16 +124,17 @@ func (c *Client) host(name string) (*host, error) {
 		// carry credentials to another host.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
-	c.hosts[name] = h
+	c.hosts[known] = h
 	return h, nil
 }
 
-// endpoint returns where a host's API is; Docker Hub's is elsewhere.
-func endpoint(name string) string {
-	if name == "docker.io" || name == "index.docker.io" {
-		return "registry-1.docker.io"
+// endpoint returns where a host's API is: for the default registry of short
+// names that is not the host that references have.
+func endpoint(host string) string {
+	if reg, err := name.NewRegistry(host, name.WeakValidation); err == nil {
+		return reg.RegistryStr()
 	}
-	return name
+	return host
 }
 
 // transport has no limits in time: a TLS handshake alone can take longer than
