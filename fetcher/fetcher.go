@@ -129,6 +129,7 @@ type layer struct {
 	sources []catalog.Source
 	source  int // which of them is asked now
 	pause   backoff
+	whole   bool // a source sent the whole blob for a range of it
 	seen    *known
 	bad     error // why it can't be served: its table is not what the manifest said
 }

@@ -240,19 +240,49 @@ func TestWrongBytesAreNeverServed(t *testing.T) {
 	}
 }
 
-func TestSourceWithoutRanges(t *testing.T) {
+func TestSourceWithoutRangesSendsALayerOnce(t *testing.T) {
+	s := newShore(t)
+	var bytesSent atomic.Int64
+	s.setMood(func(w http.ResponseWriter, r *http.Request) bool {
+		r.Header.Del("Range")
+		http.ServeContent(&metered{w, &bytesSent}, r, "", time.Time{}, bytes.NewReader(s.blob))
+		return true
+	})
+	b := newBench(t, s, t.TempDir(), s.at)
+	for _, name := range []string{"last", "two", "small/33", "big"} {
+		s.want(t, b.open(t, name), name, 0, len(s.files[name]))
+	}
+	if err := b.Complete(t.Context(), slot); err != nil {
+		t.Error(err)
+	}
+	// The answer that showed it, as far as it was sent, and the blob itself.
+	if n := bytesSent.Load(); n > 2*int64(len(s.blob)) {
+		t.Errorf("%d bytes were sent of a blob of %d", n, len(s.blob))
+	}
+}
+
+// metered counts what is written of a body.
+type metered struct {
+	http.ResponseWriter
+	n *atomic.Int64
+}
+
+func (m *metered) Write(p []byte) (int, error) {
+	m.n.Add(int64(len(p)))
+	return m.ResponseWriter.Write(p)
+}
+
+// What was pulled whole needs no link to be served lazily.
+func TestBlobThatIsHereWholeIsReadFromDisk(t *testing.T) {
 	s := newShore(t)
 	b := newBench(t, s, t.TempDir(), s.at)
-	if _, err := b.Tree(t.Context(), slot); err != nil {
+	if _, err := readBlob(t.Context(), b, digest.FromBytes(s.blob), int64(len(s.blob))); err != nil {
 		t.Fatal(err)
 	}
-	s.setMood(func(_ http.ResponseWriter, r *http.Request) bool { r.Header.Del("Range"); return false })
-	s.want(t, b.open(t, "last"), "last", 0, 1000)
 	before := s.asked()
-	s.want(t, b.open(t, "two"), "two", 0, 100_000) // lay before, so it has crossed
-	s.want(t, b.open(t, "small/33"), "small/33", 0, 3000)
+	s.want(t, b.open(t, "last"), "last", 0, 300_000)
 	if n := s.asked() - before; n != 0 {
-		t.Errorf("%d requests for what had crossed", n)
+		t.Errorf("%d requests for what is here", n)
 	}
 }
 

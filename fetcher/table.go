@@ -122,15 +122,12 @@ func (f *Fetcher) rangeOf(ctx context.Context, l *layer, src catalog.Source, off
 	if n > maxTable {
 		return nil, fmt.Errorf("fetcher: layer %s: %w: it has %d bytes, compressed", l.Blob, errWrongBytes, n)
 	}
-	rc, start, err := f.reg.Blob(ctx, src, l.Blob, off, n)
+	rc, err := f.part(ctx, l, src, off, n)
 	if err != nil {
 		return nil, err
 	}
-	_, err = io.CopyN(io.Discard, rc, off-start)
 	var buf bytes.Buffer
-	if err == nil {
-		_, err = io.CopyN(&buf, rc, n)
-	}
+	_, err = io.CopyN(&buf, rc, n)
 	if err = errors.Join(err, rc.Close()); err != nil {
 		return nil, err
 	}

@@ -159,27 +159,16 @@ func (f *Fetcher) receive(ctx context.Context, t *transfer) (err error) {
 	tree := t.l.tree
 	from, to := tree.Member(t.first).Offset, tree.Member(t.end-1).End
 	src := f.sourceOf(t.l)
-	rc, start, err := f.reg.Blob(ctx, src, t.l.Blob, from, to-from)
+	rc, err := f.part(ctx, t.l, src, from, to-from)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, rc.Close()) }()
-	in := &input{r: bufio.NewReaderSize(rc, 32<<10), left: from - start}
-	// A source without ranges sends what lies before, too. It has crossed, so
-	// what of it is missing is kept.
-	member := t.first
-	for member > 0 && tree.Member(member-1).Offset >= start {
-		member--
-	}
+	in := &input{r: bufio.NewReaderSize(rc, 32<<10)}
 	d := decoder{f: f, t: t}
 	defer func() { err = errors.Join(err, d.close()) }()
-	at := start
-	for ; member < t.end; member++ {
+	for member := t.first; member < t.end; member++ {
 		m := tree.Member(member)
-		in.left = m.Offset - at
-		if err := in.drain(); err != nil {
-			return err
-		}
 		in.left = m.End - m.Offset
 		if err := d.member(in, member); err != nil {
 			return err
@@ -187,7 +176,6 @@ func (f *Fetcher) receive(ctx context.Context, t *transfer) (err error) {
 		if err := in.drain(); err != nil {
 			return err
 		}
-		at = m.End
 	}
 	if d.bad > 0 {
 		return fmt.Errorf("fetcher: layer %s from %s/%s: %d of the chunks are not what the table of contents says: %w", t.l.Blob, src.Host, src.Repo, d.bad, chunk.ErrMismatch)
