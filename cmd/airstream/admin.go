@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/airstream-io/airstream/fetcher"
 	"github.com/airstream-io/airstream/fetcher/uplink"
 	"github.com/airstream-io/airstream/internal/catalog"
 )
@@ -22,7 +21,6 @@ import (
 // It serves the verbs of this binary and makes no promise to others.
 //
 //	GET  /v1/images            []imageStatus
-//	GET  /v1/link              linkStatus
 //	GET  /v1/trace?ref=REF     a trace file
 //	POST /v1/prefetch?ref=REF  a stream of prefetchStatus, the last one final
 func adminSocket(state string) string { return filepath.Join(state, "admin.sock") }
@@ -39,16 +37,6 @@ type imageStatus struct {
 	Missing  int64    `json:"missing"` // of these
 	Tables   int      `json:"tables"`  // lazy layers whose table of contents is here
 	Complete bool     `json:"complete"`
-}
-
-// linkStatus is what the node knows of its link and did with it.
-type linkStatus struct {
-	Dark   bool           `json:"dark"`
-	Since  time.Time      `json:"since"`
-	RTT    time.Duration  `json:"rtt"`  // nanoseconds
-	Rate   float64        `json:"rate"` // bytes/s
-	Bytes  int64          `json:"bytes"`
-	Counts fetcher.Counts `json:"counts"`
 }
 
 // prefetchStatus is how far a prefetch has come.
@@ -71,7 +59,6 @@ func summary(s uplink.State) uplinkSummary { return uplinkSummary{Dark: s.Dark, 
 func (n *node) serveAdmin(ctx context.Context, lis net.Listener) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/images", n.getImages)
-	mux.HandleFunc("GET /v1/link", n.getLink)
 	mux.HandleFunc("POST /v1/prefetch", n.postPrefetch)
 	mux.HandleFunc("GET /v1/trace", n.getTrace)
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
@@ -95,11 +82,6 @@ func (n *node) answer(w http.ResponseWriter, r *http.Request, v any, err error) 
 	if err := json.NewEncoder(w).Encode(v); err != nil {
 		n.log.DebugContext(r.Context(), "client went away", slog.Any("error", err))
 	}
-}
-
-func (n *node) getLink(w http.ResponseWriter, r *http.Request) {
-	s := n.meter.State()
-	n.answer(w, r, linkStatus{Dark: s.Dark, Since: s.Since, RTT: s.RTT, Rate: s.Rate, Bytes: s.Bytes, Counts: n.fetcher.Counts()}, nil)
 }
 
 func (n *node) getImages(w http.ResponseWriter, r *http.Request) {

@@ -65,16 +65,6 @@ type Image struct {
 	Learned   time.Time     `json:"learned"`
 }
 
-// Lazy tells whether every layer can be served before it is here.
-func (i *Image) Lazy() bool {
-	for _, l := range i.Layers {
-		if l.Slot == 0 {
-			return false
-		}
-	}
-	return true
-}
-
 // Size returns the sum of the layers' compressed sizes, in bytes.
 func (i *Image) Size() int64 {
 	var n int64

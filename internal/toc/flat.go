@@ -13,9 +13,9 @@ import (
 // node that wrote it, so another version is parsed anew from the JSON table
 // and not converted.
 //
-//	header   48 B  magic "ASTREE01", flags u32, entries u32, chunks u32,
+//	header   48 B  magic "ASTREE01", 0 u32, entries u32, chunks u32,
 //	               members u32, xattrs u32, dirents u32, strings u64 (bytes),
-//	               total i64
+//	               0 i64
 //	entry    64 B  mode, uid, gid, rdev, nlink, mtimeNsec u32; mtime, size i64;
 //	               first, count, parent, xattr, xattrs, 0 u32
 //	chunk    56 B  id [32]; offset i64; size, member, inner, entry u32
@@ -36,8 +36,6 @@ const (
 	direntSize = 12
 )
 
-const flagWhiteouts = 1 << 0
-
 // ErrCorrupt says that bytes are not a flat tree that this version wrote.
 var ErrCorrupt = errors.New("not a valid tree file")
 
@@ -55,8 +53,6 @@ func (r records) at(i uint32, size int) []byte {
 
 type flat struct {
 	raw     []byte
-	flags   uint32
-	total   int64
 	entries records
 	chunks  records
 	members records
@@ -148,7 +144,7 @@ func Load(raw []byte) (*Tree, error) {
 	if len(raw) < headerSize || string(raw[:8]) != flatMagic {
 		return nil, fmt.Errorf("toc: load: %w: no header", ErrCorrupt)
 	}
-	f := flat{raw: raw, flags: le.Uint32(raw[8:]), total: int64(le.Uint64(raw[40:]))}
+	f := flat{raw: raw}
 	rest := raw[headerSize:]
 	for i, s := range []struct {
 		r    *records

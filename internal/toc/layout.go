@@ -39,8 +39,6 @@ func (b *builder) tree() (*Tree, error) {
 		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	var entries []byte
-	var flags uint32
-	var total int64
 	for i := range b.nodes {
 		n := &b.nodes[i]
 		if n.nlink == 0 {
@@ -55,13 +53,8 @@ func (b *builder) tree() (*Tree, error) {
 			l.layDir(b, n, &e)
 		case TypeRegular:
 			e.first, e.count = ranges[i].first, ranges[i].count
-			total += n.size
 		case TypeSymlink:
 			e.first, e.count = l.text(n.link), uint32(len(n.link))
-		case TypeChar:
-			if n.isWhiteout() {
-				flags |= flagWhiteouts
-			}
 		}
 		l.layXattrs(n, &e)
 		entries = e.append(entries)
@@ -72,11 +65,11 @@ func (b *builder) tree() (*Tree, error) {
 
 	raw := make([]byte, 0, headerSize+len(entries)+len(l.chunks)+len(l.members)+len(l.xattrs)+len(l.dirents)+len(l.strings))
 	raw = append(raw, flatMagic...)
-	for _, v := range []uint32{flags, kept, nchunks, nmembers, l.nx, l.nd} {
+	for _, v := range []uint32{0, kept, nchunks, nmembers, l.nx, l.nd} {
 		raw = le.AppendUint32(raw, v)
 	}
 	raw = le.AppendUint64(raw, uint64(len(l.strings)))
-	raw = le.AppendUint64(raw, uint64(total))
+	raw = le.AppendUint64(raw, 0)
 	for _, s := range [][]byte{entries, l.chunks, l.members, l.xattrs, l.dirents, l.strings} {
 		raw = append(raw, s...)
 	}

@@ -28,7 +28,6 @@ const Root uint32 = 0
 // File types as stat(2) has them in the mode, and the mask that selects them.
 const (
 	TypeMask    uint32 = 0o170000
-	TypeSocket  uint32 = 0o140000
 	TypeSymlink uint32 = 0o120000
 	TypeRegular uint32 = 0o100000
 	TypeBlock   uint32 = 0o060000
@@ -168,9 +167,6 @@ func (t *Tree) IsWhiteout(entry uint32) bool {
 	return e.mode&TypeMask == TypeChar && e.rdev == 0
 }
 
-// HasWhiteouts tells whether any entry is a whiteout.
-func (t *Tree) HasWhiteouts() bool { return t.flat.flags&flagWhiteouts != 0 }
-
 // Chunks returns the half-open range of chunk numbers that make the regular
 // file at entry, in file order; the range is empty for an empty file.
 func (t *Tree) Chunks(entry uint32) (first, end uint32) {
@@ -217,7 +213,3 @@ func (t *Tree) FindChunk(entry uint32, off int64) (c uint32, ok bool) {
 	}
 	return lo, lo < end && off >= 0
 }
-
-// Size returns the sum of the sizes of all regular files, in bytes; files
-// with several names count once.
-func (t *Tree) Size() int64 { return t.flat.total }
