@@ -21,7 +21,8 @@ func (b *bench) table(rows []row) string {
 	say("## First start over %s", b.profile.Name)
 	say("")
 	say("Link: `%s`. From the beginning of the pull to the container's ready line, on a node", b.profile)
-	say("with empty caches; bytes are IP packets that arrived on the node until then. %s", b.conditions())
+	say("with empty caches; bytes are IP packets that arrived on the node until then. The registry's sender uses cubic.")
+	say("%s", b.conditions())
 	say("")
 	say("| image | MB | full pull, overlayfs | Airstream | | Airstream, with a trace | |")
 	say("|---|--:|--:|--:|--:|--:|--:|")
@@ -60,7 +61,7 @@ func (b *bench) conditions() string {
 	if b.runs > 1 {
 		runs = fmt.Sprintf("Median of %d runs", b.runs)
 	}
-	return fmt.Sprintf("%s, %s, Linux %s, %d cores, %s, a registry whose sender uses cubic.",
+	return fmt.Sprintf("%s, %s, Linux %s, %d cores, %s.",
 		runs, time.Now().UTC().Format("2006-01-02"), kernel, runtime.NumCPU(), runtime.Version())
 }
 
