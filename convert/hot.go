@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/airstream-io/airstream/convert/internal/cancelable"
 	"github.com/airstream-io/airstream/convert/layer"
 	"github.com/airstream-io/airstream/internal/toc"
 	"github.com/airstream-io/airstream/internal/trace"
@@ -93,10 +94,10 @@ func (w *works) readHotPlans(ctx context.Context, src Source, c converted, place
 		_, err = s.Seek(c.TOCOffset, io.SeekStart)
 		task.Advance(c.TOCOffset)
 	} else {
-		_, err = io.CopyN(io.Discard, &contextReader{ctx, &counter{blob, task.Advance}}, c.TOCOffset)
+		_, err = io.CopyN(io.Discard, cancelable.Reader(ctx, &counter{blob, task.Advance}), c.TOCOffset)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("table of contents: %w", err)
 	}
-	return w.o.hotPlans(&contextReader{ctx, &counter{io.LimitReader(blob, c.Size-c.TOCOffset), task.Advance}}, c, places)
+	return w.o.hotPlans(cancelable.Reader(ctx, &counter{io.LimitReader(blob, c.Size-c.TOCOffset), task.Advance}), c, places)
 }

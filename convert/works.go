@@ -15,6 +15,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/airstream-io/airstream/convert/internal/cancelable"
 	"github.com/airstream-io/airstream/convert/layer"
 	"github.com/airstream-io/airstream/convert/location"
 )
@@ -234,7 +235,7 @@ func unpack(ctx context.Context, w io.Writer, r io.Reader) (int64, error) {
 		return 0, err
 	}
 	defer tar.Close() //nolint:errcheck // a reader
-	return io.Copy(w, &contextReader{ctx, tar})
+	return io.Copy(w, cancelable.Reader(ctx, tar))
 }
 
 // copyBlob brings a blob to the destination as it is.
@@ -282,16 +283,4 @@ func (c *counter) Read(p []byte) (int, error) {
 	n, err := c.r.Read(p)
 	c.advance(int64(n))
 	return n, err
-}
-
-type contextReader struct {
-	ctx context.Context //nolint:containedctx // an io.Reader has no other way to be told
-	r   io.Reader
-}
-
-func (c *contextReader) Read(p []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return c.r.Read(p)
 }

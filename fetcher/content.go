@@ -21,7 +21,6 @@ type Content struct {
 	l      *layer
 	entry  uint32
 	size   int64
-	id     toc.ObjectID
 	object *store.Object
 }
 
@@ -39,8 +38,8 @@ func (f *Fetcher) Open(ctx context.Context, slot, entry uint32) (*Content, error
 		return nil, fmt.Errorf("fetcher: entry %d of layer %s: %w: not a regular file", entry, l.Blob, fs.ErrInvalid)
 	}
 	first, end := l.tree.Chunks(entry)
-	c := &Content{f: f, l: l, entry: entry, size: l.tree.Attr(entry).Size, id: l.objectID(entry)}
-	if c.object, err = f.store.Object(c.id, c.size, end-first); err != nil {
+	c := &Content{f: f, l: l, entry: entry, size: l.tree.Attr(entry).Size}
+	if c.object, err = f.store.Object(l.objectID(entry), c.size, end-first); err != nil {
 		return nil, err
 	}
 	return c, nil

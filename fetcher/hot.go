@@ -117,7 +117,5 @@ func (f *Fetcher) hotSpan() int64 {
 // again puts back what a failed transfer did not bring of a hot set. f.mu is
 // held.
 func (f *Fetcher) again(t *transfer) {
-	f.queue.hot = append(f.queue.hot, hotRun{})
-	copy(f.queue.hot[1:], f.queue.hot)
-	f.queue.hot[0] = hotRun{l: t.l, span: span{t.first, t.end}}
+	f.queue.hot = slices.Insert(f.queue.hot, 0, hotRun{l: t.l, span: span{t.first, t.end}})
 }

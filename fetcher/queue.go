@@ -85,9 +85,14 @@ func (f *Fetcher) unwant(fl *flight) {
 	if fl.waiters--; fl.waiters > 0 || fl.active || f.queue.flights[fl.piece] != fl {
 		return
 	}
-	delete(f.queue.flights, fl.piece)
-	if i := slices.Index(f.queue.waiting, fl); i >= 0 {
-		f.queue.waiting = slices.Delete(f.queue.waiting, i, i+1)
+	f.queue.drop(fl)
+}
+
+// drop takes a flight out of the queue.
+func (q *queue) drop(fl *flight) {
+	delete(q.flights, fl.piece)
+	if i := slices.Index(q.waiting, fl); i >= 0 {
+		q.waiting = slices.Delete(q.waiting, i, i+1)
 	}
 }
 
@@ -98,10 +103,7 @@ func (f *Fetcher) land(p piece, err error) {
 	if !ok {
 		return
 	}
-	delete(f.queue.flights, p)
-	if i := slices.Index(f.queue.waiting, fl); i >= 0 {
-		f.queue.waiting = slices.Delete(f.queue.waiting, i, i+1)
-	}
+	f.queue.drop(fl)
 	fl.err = err
 	close(fl.done)
 }

@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"github.com/containerd/stargz-snapshotter/estargz"
+
+	"github.com/airstream-io/airstream/convert/internal/cancelable"
 )
 
 const (
@@ -74,7 +76,7 @@ func scan(ctx context.Context, t Tar) ([]entry, error) {
 		e.end = pad(e.data + e.size)
 		if e.sparse {
 			// Only the reader knows how much of the file is there.
-			if _, err := io.Copy(io.Discard, &contextReader{ctx, tr}); err != nil {
+			if _, err := io.Copy(io.Discard, cancelable.Reader(ctx, tr)); err != nil {
 				return nil, invalid(err, "%q", shorten(h.Name))
 			}
 			e.end = pad(cr.off)
@@ -198,16 +200,4 @@ func (c *cursor) Seek(offset int64, whence int) (int64, error) {
 		c.off = n
 	}
 	return n, err
-}
-
-type contextReader struct {
-	ctx context.Context //nolint:containedctx // an io.Reader has no other way to be told
-	r   io.Reader
-}
-
-func (c *contextReader) Read(p []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return c.r.Read(p)
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
+	"github.com/airstream-io/airstream/convert/internal/cancelable"
 	"github.com/airstream-io/airstream/convert/layer"
 )
 
@@ -70,7 +71,7 @@ func (a *archive) open(ctx context.Context, workDir string) error {
 	if !bytes.HasPrefix(magic, []byte{0x1f, 0x8b}) && !bytes.Equal(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}) {
 		return nil
 	}
-	r, err := layer.Decompress(&contextReader{ctx, f})
+	r, err := layer.Decompress(cancelable.Reader(ctx, f))
 	if err != nil {
 		return err
 	}
@@ -230,7 +231,7 @@ func (a *archive) describe(ctx context.Context, s span) (v1.Descriptor, error) {
 		d.MediaType = types.OCILayerZStd
 	}
 	sum := sha256.New()
-	if _, err := io.Copy(sum, &contextReader{ctx, a.section(s)}); err != nil {
+	if _, err := io.Copy(sum, cancelable.Reader(ctx, a.section(s))); err != nil {
 		return d, err
 	}
 	d.Digest = v1.Hash{Algorithm: "sha256", Hex: fmt.Sprintf("%x", sum.Sum(nil))}

@@ -16,6 +16,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
 
+	"github.com/airstream-io/airstream/convert/internal/cancelable"
 	"github.com/airstream-io/airstream/convert/internal/rawjson"
 )
 
@@ -203,7 +204,7 @@ func (l *layout) writeFile(ctx context.Context, path string, r io.Reader) (err e
 			err = errors.Join(err, f.Close(), os.Remove(f.Name()))
 		}
 	}()
-	if _, err := io.Copy(f, &contextReader{ctx, r}); err != nil {
+	if _, err := io.Copy(f, cancelable.Reader(ctx, r)); err != nil {
 		return err
 	}
 	if err := f.Chmod(0o644); err != nil {
@@ -361,16 +362,4 @@ func notFound(err error) error {
 		return fmt.Errorf("%w: %w", ErrNotFound, err)
 	}
 	return err
-}
-
-type contextReader struct {
-	ctx context.Context //nolint:containedctx // an io.Reader has no other way to be told
-	r   io.Reader
-}
-
-func (c *contextReader) Read(p []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return c.r.Read(p)
 }
