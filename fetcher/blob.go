@@ -29,10 +29,11 @@ const maxRefusals = 3
 // download is a whole blob that is crossing. It runs on its own, and its
 // readers follow it.
 type download struct {
-	f    *Fetcher
-	d    digest.Digest
-	size int64 // bytes; < 0: unknown
-	src  catalog.Source
+	f     *Fetcher
+	d     digest.Digest
+	class Class
+	size  int64 // bytes; < 0: unknown
+	src   catalog.Source
 
 	mu      sync.Mutex
 	changed chan struct{} // guarded by mu; closed and replaced when anything below changes
@@ -56,9 +57,9 @@ type Blob struct {
 	off  int64
 }
 
-// Blob opens a whole blob: size bytes, or unknown if size < 0. Reads wait for
+// Blob opens a whole blob with the urgency of class: size bytes, or unknown if size < 0. Reads wait for
 // the link until ctx ends.
-func (f *Fetcher) Blob(ctx context.Context, src catalog.Source, d digest.Digest, size int64) (*Blob, error) {
+func (f *Fetcher) Blob(ctx context.Context, class Class, src catalog.Source, d digest.Digest, size int64) (*Blob, error) {
 	for {
 		file, err := f.store.Blob(d)
 		if err == nil {
@@ -75,7 +76,7 @@ func (f *Fetcher) Blob(ctx context.Context, src catalog.Source, d digest.Digest,
 		err = nil
 		dl, ok := f.blobs[d]
 		if !ok {
-			dl, err = f.download(src, d, size) //nolint:contextcheck // a download outlives its readers
+			dl, err = f.download(class, src, d, size) //nolint:contextcheck // a download outlives its readers
 		}
 		joined := err == nil && dl.join()
 		f.mu.Unlock()
@@ -94,13 +95,13 @@ func (f *Fetcher) Blob(ctx context.Context, src catalog.Source, d digest.Digest,
 }
 
 // download begins a download. f.mu is held.
-func (f *Fetcher) download(src catalog.Source, d digest.Digest, size int64) (*download, error) {
+func (f *Fetcher) download(class Class, src catalog.Source, d digest.Digest, size int64) (*download, error) {
 	part, err := f.store.Partial(d)
 	if err != nil {
 		return nil, err
 	}
 	run, cancel := context.WithCancel(f.run)
-	dl := &download{f: f, d: d, size: size, src: src, part: part, length: part.Len(), changed: make(chan struct{}), cancel: cancel}
+	dl := &download{f: f, d: d, class: class, size: size, src: src, part: part, length: part.Len(), changed: make(chan struct{}), cancel: cancel}
 	f.blobs[d] = dl
 	f.work.Go(func() { dl.run(run) })
 	return dl, nil
@@ -200,7 +201,7 @@ func (d *download) fetchSome(ctx context.Context, begin int64) (done bool, err e
 	if d.size >= 0 {
 		n = d.size - begin
 	}
-	rc, start, err := d.f.reg.Blob(ctx, d.src, d.d, begin, n)
+	rc, start, err := d.f.reg.Blob(ctx, d.class, d.src, d.d, begin, n)
 	if err != nil {
 		return false, err
 	}

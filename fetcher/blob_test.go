@@ -17,7 +17,7 @@ import (
 )
 
 func readBlob(ctx context.Context, b *bench, d digest.Digest, size int64) ([]byte, error) {
-	blob, err := b.Blob(ctx, src, d, size)
+	blob, err := b.Blob(ctx, Prefetch, src, d, size)
 	if err != nil {
 		return nil, err
 	}
@@ -36,7 +36,7 @@ func TestWholeBlobGoesOnAfterCutsAndRestarts(t *testing.T) {
 	b := newBench(t, s, dir, s.at)
 	s.setMood(cutting)
 	ctx, cancel := context.WithCancel(t.Context())
-	blob, err := b.Blob(ctx, src, d, size)
+	blob, err := b.Blob(ctx, Prefetch, src, d, size)
 	if err != nil {
 		t.Fatal(err)
 	}

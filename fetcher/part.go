@@ -17,7 +17,7 @@ import (
 // A source, or a proxy on the way, that answers a range with the whole blob
 // would send megabytes for every chunk. Its layers are brought here whole, once,
 // and read from disk then.
-func (f *Fetcher) part(ctx context.Context, l *layer, src catalog.Source, off, n int64) (io.ReadCloser, error) {
+func (f *Fetcher) part(ctx context.Context, class Class, l *layer, src catalog.Source, off, n int64) (io.ReadCloser, error) {
 	if rc, err := f.partHere(l, off, n); !errors.Is(err, fs.ErrNotExist) {
 		return rc, err
 	}
@@ -25,7 +25,7 @@ func (f *Fetcher) part(ctx context.Context, l *layer, src catalog.Source, off, n
 	whole := l.whole
 	f.mu.Unlock()
 	if !whole {
-		rc, start, err := f.reg.Blob(ctx, src, l.Blob, off, n)
+		rc, start, err := f.reg.Blob(ctx, class, src, l.Blob, off, n)
 		if err != nil || start == off {
 			return rc, err
 		}
@@ -40,7 +40,7 @@ func (f *Fetcher) part(ctx context.Context, l *layer, src catalog.Source, off, n
 				slog.String("repo", src.Host+"/"+src.Repo), slog.Int64("bytes", l.Size))
 		}
 	}
-	blob, err := f.Blob(ctx, src, l.Blob, l.Size)
+	blob, err := f.Blob(ctx, class, src, l.Blob, l.Size)
 	if err != nil {
 		return nil, err
 	}

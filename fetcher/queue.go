@@ -4,19 +4,20 @@ import (
 	"slices"
 	"time"
 
+	"github.com/airstream-io/airstream/fetcher/uplink"
 	"github.com/airstream-io/airstream/internal/toc"
 )
 
 // Class says how urgent a want is; the lower goes first.
-type Class uint8
+type Class = uplink.Class
 
 // The classes, in their order.
 const (
-	Demand     Class = iota // somebody waits for it
-	Hot                     // somebody will, as an earlier start did
-	Ahead                   // somebody may, next
-	Prefetch                // was asked to be complete
-	Background              // fills idle time
+	Demand     = uplink.Demand
+	Hot        = uplink.Hot
+	Ahead      = uplink.Ahead
+	Prefetch   = uplink.Prefetch
+	Background = uplink.Background
 )
 
 const (

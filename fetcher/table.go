@@ -122,7 +122,7 @@ func (f *Fetcher) rangeOf(ctx context.Context, l *layer, src catalog.Source, off
 	if n > maxTable {
 		return nil, fmt.Errorf("fetcher: layer %s: %w: it has %d bytes, compressed", l.Blob, errWrongBytes, n)
 	}
-	rc, err := f.part(ctx, l, src, off, n)
+	rc, err := f.part(ctx, Demand, l, src, off, n)
 	if err != nil {
 		return nil, err
 	}

@@ -159,7 +159,7 @@ func (f *Fetcher) receive(ctx context.Context, t *transfer) (err error) {
 	tree := t.l.tree
 	from, to := tree.Member(t.first).Offset, tree.Member(t.end-1).End
 	src := f.sourceOf(t.l)
-	rc, err := f.part(ctx, t.l, src, from, to-from)
+	rc, err := f.part(ctx, t.class, t.l, src, from, to-from)
 	if err != nil {
 		return err
 	}

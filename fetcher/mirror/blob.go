@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/airstream-io/airstream/fetcher"
 )
 
 // serveBlob answers with a blob: from the cache if it is there, else as it
@@ -66,7 +68,7 @@ func (m *Mirror) serveBlob(w http.ResponseWriter, r *http.Request, q request) {
 
 // follow sends bytes [off, end) of a blob as they cross.
 func (m *Mirror) follow(w http.ResponseWriter, r *http.Request, q request, status int, size, off, end int64) {
-	blob, err := m.fetcher.Blob(r.Context(), q.src, digest.Digest(q.ref), size)
+	blob, err := m.fetcher.Blob(r.Context(), fetcher.Prefetch, q.src, digest.Digest(q.ref), size)
 	if err != nil {
 		w.Header().Del("Content-Length")
 		w.Header().Del("Content-Range")

@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/airstream-io/airstream/fetcher"
 	"github.com/airstream-io/airstream/fetcher/registry"
 	"github.com/airstream-io/airstream/internal/catalog"
 	"github.com/airstream-io/airstream/internal/store"
@@ -289,7 +290,7 @@ func (m *Mirror) config(ctx context.Context, q request, desc ocispec.Descriptor)
 	if err == nil || !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, store.ErrDamaged) {
 		return b, err
 	}
-	blob, err := m.fetcher.Blob(ctx, q.src, desc.Digest, desc.Size)
+	blob, err := m.fetcher.Blob(ctx, fetcher.Demand, q.src, desc.Digest, desc.Size)
 	if err != nil {
 		return nil, err
 	}

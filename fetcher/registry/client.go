@@ -159,6 +159,8 @@ type attempt struct {
 	cancel  context.CancelFunc
 	timer   *time.Timer
 	meter   *uplink.Meter
+	class   uplink.Class
+	conn    net.Conn // that the answer comes on
 	queued  int64
 	stalled atomic.Bool
 }
@@ -168,9 +170,9 @@ var errStalled = errors.New("no progress for as long as the link explains")
 
 // begin starts the watch; queued is how many bytes the request asks for. The
 // request must use the context that it returns.
-func (c *Client) begin(ctx context.Context, queued int64) (context.Context, *attempt) {
+func (c *Client) begin(ctx context.Context, class uplink.Class, queued int64) (context.Context, *attempt) {
 	ctx, cancel := context.WithCancel(ctx)
-	a := &attempt{meter: c.opts.Meter, queued: queued, cancel: cancel}
+	a := &attempt{meter: c.opts.Meter, class: class, queued: queued, cancel: cancel}
 	a.timer = time.AfterFunc(a.meter.StallLimit(queued), func() {
 		a.stalled.Store(true)
 		cancel()
@@ -209,7 +211,7 @@ func (c *Client) do(ctx context.Context, a *attempt, h *host, req *http.Request)
 	var sent time.Time
 	var warm bool
 	trace := &httptrace.ClientTrace{
-		GotConn:          func(i httptrace.GotConnInfo) { warm = i.Reused; a.progress() },
+		GotConn:          func(i httptrace.GotConnInfo) { warm, a.conn = i.Reused, i.Conn; a.progress() },
 		ConnectDone:      func(string, string, error) { a.progress() },
 		TLSHandshakeDone: func(tls.ConnectionState, error) { a.progress() },
 		WroteRequest:     func(httptrace.WroteRequestInfo) { sent = time.Now() },

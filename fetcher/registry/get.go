@@ -12,6 +12,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/airstream-io/airstream/fetcher/uplink"
 	"github.com/airstream-io/airstream/internal/catalog"
 )
 
@@ -38,7 +39,7 @@ type Manifest struct {
 // If ref is a digest, the body has it.
 func (c *Client) Manifest(ctx context.Context, src catalog.Source, ref string) (Manifest, error) {
 	what := "manifest " + ref
-	ctx, a := c.begin(ctx, 0)
+	ctx, a := c.begin(ctx, uplink.Demand, 0)
 	defer a.end()
 	resp, err := c.get(ctx, a, src, what, "/manifests/"+ref, http.Header{"Accept": {accepted}})
 	if err != nil {
@@ -47,7 +48,7 @@ func (c *Client) Manifest(ctx context.Context, src catalog.Source, ref string) (
 	if resp.StatusCode != http.StatusOK {
 		return Manifest{}, refused(src, what, resp)
 	}
-	stream := c.body(a, resp, src, what)
+	stream := c.body(ctx, a, resp, src, what)
 	b, err := io.ReadAll(io.LimitReader(stream, MaxManifestSize+1))
 	if err = errors.Join(err, stream.Close()); err != nil {
 		return Manifest{}, err
@@ -62,13 +63,13 @@ func (c *Client) Manifest(ctx context.Context, src catalog.Source, ref string) (
 	return m, nil
 }
 
-// Blob opens a blob from byte off on. At most n bytes are asked for; n < 0
+// Blob opens a blob from byte off on, with the urgency of class. At most n bytes are asked for; n < 0
 // means to the end. The stream begins at start, which is before off if the
 // registry doesn't do ranges; start bytes of the caller's interest lie ahead.
 // The stream's errors are Errors too; the caller closes it.
-func (c *Client) Blob(ctx context.Context, src catalog.Source, d digest.Digest, off, n int64) (stream io.ReadCloser, start int64, err error) {
+func (c *Client) Blob(ctx context.Context, class uplink.Class, src catalog.Source, d digest.Digest, off, n int64) (stream io.ReadCloser, start int64, err error) {
 	what := "blob " + d.String()
-	ctx, a := c.begin(ctx, max(n, 0))
+	ctx, a := c.begin(ctx, class, max(n, 0))
 	header := http.Header{}
 	switch {
 	case n >= 0:
@@ -99,7 +100,7 @@ func (c *Client) Blob(ctx context.Context, src catalog.Source, d digest.Digest, 
 		a.end()
 		return nil, 0, err
 	}
-	b := c.body(a, resp, src, what)
+	b := c.body(ctx, a, resp, src, what)
 	if n >= 0 {
 		b.left = off + n - start
 	}
@@ -236,18 +237,19 @@ func (c *Client) get(ctx context.Context, a *attempt, src catalog.Source, what, 
 	}
 }
 
-func (c *Client) body(a *attempt, resp *http.Response, src catalog.Source, what string) *body {
-	return &body{a: a, rc: resp.Body, end: c.opts.Meter.Stream(), src: src, what: what, left: -1}
+func (c *Client) body(ctx context.Context, a *attempt, resp *http.Response, src catalog.Source, what string) *body {
+	return &body{ctx: ctx, a: a, rc: resp.Body, stream: c.opts.Meter.Stream(a.class, a.conn), src: src, what: what, left: -1}
 }
 
 // body is an answer's body under watch.
 type body struct {
-	a    *attempt
-	rc   io.ReadCloser
-	end  func()
-	src  catalog.Source
-	what string
-	left int64 // bytes that were asked for and have not come; < 0: unknown
+	ctx    context.Context //nolint:containedctx // of the request, as in http.Request
+	a      *attempt
+	rc     io.ReadCloser
+	stream *uplink.Stream
+	src    catalog.Source
+	what   string
+	left   int64 // bytes that were asked for and have not come; < 0: unknown
 }
 
 func (b *body) Read(p []byte) (int, error) {
@@ -257,11 +259,14 @@ func (b *body) Read(p []byte) (int, error) {
 	if b.left > 0 && int64(len(p)) > b.left {
 		p = p[:b.left]
 	}
+	if err := b.stream.Wait(b.ctx); err != nil {
+		return 0, &Error{Source: b.src, What: b.what, Err: b.a.failed(err)}
+	}
 	b.a.progress()
 	n, err := b.rc.Read(p)
 	b.a.rest()
 	if n > 0 {
-		b.a.meter.Arrived(n)
+		b.stream.Arrived(n)
 		if b.left > 0 {
 			b.left -= int64(n)
 		}
@@ -277,7 +282,7 @@ func (b *body) Read(p []byte) (int, error) {
 
 // Close ends the request. What has not been read of it is not waited for.
 func (b *body) Close() error {
-	b.end()
+	b.stream.End()
 	b.a.end()
 	return b.rc.Close()
 }

@@ -113,7 +113,7 @@ func client(t *testing.T, s *shore, change func(*Host)) *Client {
 
 func read(t *testing.T, c *Client, s *shore, off, n int64) (got []byte, start int64, err error) {
 	t.Helper()
-	rc, start, err := c.Blob(t.Context(), s.src(), s.digest(), off, n)
+	rc, start, err := c.Blob(t.Context(), uplink.Prefetch, s.src(), s.digest(), off, n)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -354,7 +354,7 @@ func TestStall(t *testing.T) {
 	t.Run("slow reader", func(t *testing.T) {
 		s := newShore(t, false)
 		c := client(t, s, nil)
-		rc, _, err := c.Blob(t.Context(), s.src(), s.digest(), 0, 100_000)
+		rc, _, err := c.Blob(t.Context(), uplink.Prefetch, s.src(), s.digest(), 0, 100_000)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -111,27 +111,8 @@ func (m *Meter) alive() {
 	m.state.Dark, m.state.Since = false, now
 }
 
-// Stream tells that a body begins to arrive. The function that it returns
-// tells that it ended and must be called once.
-func (m *Meter) Stream() (end func()) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.streams == 0 {
-		m.begun = m.now()
-	}
-	m.streams++
-	return func() {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		if m.streams--; m.streams == 0 {
-			m.busy += m.now().Sub(m.begun)
-			m.sample()
-		}
-	}
-}
-
-// Arrived tells that n bytes of a body arrived.
-func (m *Meter) Arrived(n int) {
+// arrivedBytes tells that n bytes of a body arrived.
+func (m *Meter) arrivedBytes(n int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.alive()

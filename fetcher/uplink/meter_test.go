@@ -18,12 +18,12 @@ func TestRateIsMeasuredWhileSomethingStreams(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMeter(&bytes.Buffer{})
 		for range 20 { // a second of 25 kB/s, then a silence that says nothing
-			end := m.Stream()
+			st := m.Stream(Demand, nil)
 			for range 10 {
 				time.Sleep(100 * time.Millisecond)
-				m.Arrived(2500)
+				st.Arrived(2500)
 			}
-			end()
+			st.End()
 			time.Sleep(5 * time.Second)
 		}
 		if r := m.State().Rate; r < 24_000 || r > 26_000 {
@@ -35,14 +35,14 @@ func TestRateIsMeasuredWhileSomethingStreams(t *testing.T) {
 func TestTwoStreamsShareOneClock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMeter(&bytes.Buffer{})
-		end1, end2 := m.Stream(), m.Stream()
+		st1, st2 := m.Stream(Demand, nil), m.Stream(Demand, nil)
 		for range 50 {
 			time.Sleep(100 * time.Millisecond)
-			m.Arrived(1000)
-			m.Arrived(1000)
+			st1.Arrived(1000)
+			st2.Arrived(1000)
 		}
-		end1()
-		end2()
+		st1.End()
+		st2.End()
 		if r := m.State().Rate; r < 19_000 || r > 21_000 {
 			t.Errorf("rate %.0f B/s, want 20,000", r)
 		}
@@ -78,7 +78,7 @@ func TestDarkAndUpAreSaidOnce(t *testing.T) {
 		}
 		time.Sleep(time.Hour)
 		m.Alive()
-		m.Arrived(10)
+		m.arrivedBytes(10)
 		if s := m.State(); s.Dark || time.Since(s.Since) > time.Minute {
 			t.Errorf("still dark: %+v", s)
 		}
@@ -90,23 +90,23 @@ func TestDarkAndUpAreSaidOnce(t *testing.T) {
 
 func TestOneFailureAmongStreamsIsNoDarkLink(t *testing.T) {
 	m := newMeter(&bytes.Buffer{})
-	end := m.Stream()
+	st := m.Stream(Demand, nil)
 	m.Failed(errors.New("reset"))
 	if m.State().Dark {
 		t.Error("dark while something streams")
 	}
-	end()
+	st.End()
 }
 
 func TestBandwidthDelayDoesNotCountTheQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMeter(&bytes.Buffer{})
-		end := m.Stream()
+		st := m.Stream(Demand, nil)
 		for range 100 {
 			time.Sleep(100 * time.Millisecond)
-			m.Arrived(10_000)
+			st.Arrived(10_000)
 		}
-		end()
+		st.End()
 		m.FirstByte(600 * time.Millisecond)
 		for range 10 {
 			m.FirstByte(3 * time.Second) // behind a bulk transfer
