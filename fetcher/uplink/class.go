@@ -10,10 +10,12 @@ const (
 	Ahead                   // somebody may, next
 	Prefetch                // was asked to be complete
 	Background              // fills idle time
-	NumClasses              // how many there are
 )
+
+// NumClasses is how many there are.
+const NumClasses = int(Background) + 1
 
 // String returns the class's name as users see it.
 func (c Class) String() string {
-	return [...]string{"demand", "hot", "ahead", "prefetch", "background", "none"}[min(c, NumClasses)]
+	return [...]string{"demand", "hot", "ahead", "prefetch", "background", "none"}[min(int(c), NumClasses)]
 }
