@@ -18,10 +18,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"go.etcd.io/bbolt"
+
+	"github.com/airstream-io/airstream/internal/database"
 )
 
 // Source is a repository that a blob can be had from.
@@ -95,31 +99,39 @@ var (
 	bucketChains = []byte("chains") // chain ID → ImageLayer
 	bucketTypes  = []byte("types")  // manifest or index digest → media type
 	bucketSizes  = []byte("sizes")  // layer or config digest → bytes, big-endian
+	bucketPins   = []byte("pins")   // manifest digest → true
+	bucketUses   = []byte("uses")   // manifest digest → Use
+	bucketHots   = []byte("hots")   // manifest digest → slot → plan
+	bucketFree   = []byte("free")   // slot, big-endian → nothing; no image has the layer any more
+
+	bucketReferrers = []byte("referrers") // manifest digest, space, "host/repo" → Referrers
 )
+
+var buckets = [][]byte{
+	bucketTags, bucketImages, bucketLayers, bucketSlots, bucketChains, bucketTypes, bucketSizes,
+	bucketPins, bucketUses, bucketHots, bucketFree, bucketReferrers,
+}
 
 // Catalog is safe for concurrent use by one process.
 type Catalog struct {
-	db *bbolt.DB
+	db      *database.DB
+	garbage atomic.Bool // something may have been removed that the store still has
+
+	usedMu sync.Mutex
+	used   map[digest.Digest]time.Time // guarded by usedMu; when a use was written last
 }
 
-// Open opens the catalog in the file name, making it if it isn't there.
-func Open(name string) (*Catalog, error) {
-	db, err := bbolt.Open(name, 0o600, &bbolt.Options{Timeout: time.Second})
+// Open opens the catalog in the file name, making it if it isn't there. One that
+// is damaged is made anew from its journal, which loses nothing unless that is
+// damaged in the same place.
+func Open(name string, log *slog.Logger) (*Catalog, error) {
+	db, err := database.Open(name, database.Options{Buckets: buckets, Journal: true, Check: true, Logger: log})
 	if err != nil {
-		return nil, fmt.Errorf("catalog: open %s (is another airstream node using it?): %w", name, err)
+		return nil, fmt.Errorf("catalog: %w", err)
 	}
-	err = db.Update(func(tx *bbolt.Tx) error {
-		for _, b := range [][]byte{bucketTags, bucketImages, bucketLayers, bucketSlots, bucketChains, bucketTypes, bucketSizes} {
-			if _, err := tx.CreateBucketIfNotExists(b); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("catalog: prepare %s: %w", name, err), db.Close())
-	}
-	return &Catalog{db: db}, nil
+	c := &Catalog{db: db, used: map[digest.Digest]time.Time{}}
+	c.garbage.Store(true) // a process before this one may have been stopped in between
+	return c, nil
 }
 
 // Close closes the catalog.
@@ -132,11 +144,11 @@ func (c *Catalog) Close() error {
 
 // SetTag remembers what name, "host/repo:tag", means.
 func (c *Catalog) SetTag(name string, t Tag) error {
-	err := c.db.Update(func(tx *bbolt.Tx) error {
+	err := c.db.Update(func(tx *database.Tx) error {
 		if old := (Tag{}); get(tx, bucketTags, []byte(name), &old) == nil && old.Digest == t.Digest && t.Seen.Sub(old.Seen) < time.Hour {
 			return nil // not worth a write
 		}
-		if err := tx.Bucket(bucketTypes).Put([]byte(t.Digest), []byte(t.MediaType)); err != nil {
+		if err := tx.Put(bucketTypes, []byte(t.Digest), []byte(t.MediaType)); err != nil {
 			return err
 		}
 		return put(tx, bucketTags, []byte(name), t)
@@ -148,17 +160,17 @@ func (c *Catalog) SetTag(name string, t Tag) error {
 // fs.ErrNotExist if it was never asked for.
 func (c *Catalog) Tag(name string) (Tag, error) {
 	var t Tag
-	err := c.db.View(func(tx *bbolt.Tx) error { return get(tx, bucketTags, []byte(name), &t) })
+	err := c.db.View(func(tx *database.Tx) error { return get(tx, bucketTags, []byte(name), &t) })
 	return t, wrap("tag", name, err)
 }
 
 // SetMediaType remembers the media type of a manifest or index.
 func (c *Catalog) SetMediaType(d digest.Digest, mediaType string) error {
-	err := c.db.Update(func(tx *bbolt.Tx) error {
-		if string(tx.Bucket(bucketTypes).Get([]byte(d))) == mediaType {
-			return nil
+	err := c.db.Update(func(tx *database.Tx) error {
+		if old, err := tx.Get(bucketTypes, []byte(d)); err != nil || string(old) == mediaType {
+			return err
 		}
-		return tx.Bucket(bucketTypes).Put([]byte(d), []byte(mediaType))
+		return tx.Put(bucketTypes, []byte(d), []byte(mediaType))
 	})
 	return wrap("set media type", d.String(), err)
 }
@@ -166,13 +178,13 @@ func (c *Catalog) SetMediaType(d digest.Digest, mediaType string) error {
 // MediaType returns the media type of a manifest or index, or fs.ErrNotExist.
 func (c *Catalog) MediaType(d digest.Digest) (string, error) {
 	var s string
-	err := c.db.View(func(tx *bbolt.Tx) error {
-		v := tx.Bucket(bucketTypes).Get([]byte(d))
-		if v == nil {
-			return fs.ErrNotExist
+	err := c.db.View(func(tx *database.Tx) error {
+		v, err := tx.Get(bucketTypes, []byte(d))
+		if err == nil && v == nil {
+			err = fs.ErrNotExist
 		}
 		s = string(v)
-		return nil
+		return err
 	})
 	return s, wrap("media type", d.String(), err)
 }
@@ -181,29 +193,30 @@ func (c *Catalog) MediaType(d digest.Digest) (string, error) {
 // has told of it.
 func (c *Catalog) Chain(id digest.Digest) (ImageLayer, error) {
 	var l ImageLayer
-	err := c.db.View(func(tx *bbolt.Tx) error { return get(tx, bucketChains, []byte(id), &l) })
+	err := c.db.View(func(tx *database.Tx) error { return get(tx, bucketChains, []byte(id), &l) })
 	return l, wrap("chain", id.String(), err)
 }
 
 // Layer returns the layer in a slot, or fs.ErrNotExist.
 func (c *Catalog) Layer(slot uint32) (Layer, error) {
 	var l Layer
-	err := c.db.View(func(tx *bbolt.Tx) error { return get(tx, bucketLayers, slotKey(slot), &l) })
+	err := c.db.View(func(tx *database.Tx) error { return get(tx, bucketLayers, slotKey(slot), &l) })
 	return l, wrap("layer in slot", fmt.Sprint(slot), err)
 }
 
 // Image returns the image with a manifest, or fs.ErrNotExist.
 func (c *Catalog) Image(manifest digest.Digest) (Image, error) {
 	var i Image
-	err := c.db.View(func(tx *bbolt.Tx) error { return get(tx, bucketImages, []byte(manifest), &i) })
+	err := c.db.View(func(tx *database.Tx) error { return get(tx, bucketImages, []byte(manifest), &i) })
 	return i, wrap("image", manifest.String(), err)
 }
 
 // Images returns all images, by manifest digest.
 func (c *Catalog) Images() ([]Image, error) {
 	var all []Image
-	err := c.db.View(func(tx *bbolt.Tx) error {
-		return tx.Bucket(bucketImages).ForEach(func(_, v []byte) error {
+	err := c.db.View(func(tx *database.Tx) error {
+		all = nil
+		return tx.ForEach(bucketImages, func(_, v []byte) error {
 			var i Image
 			if err := json.Unmarshal(v, &i); err != nil {
 				return err
@@ -217,20 +230,23 @@ func (c *Catalog) Images() ([]Image, error) {
 
 func slotKey(slot uint32) []byte { return binary.BigEndian.AppendUint32(nil, slot) }
 
-func get(tx *bbolt.Tx, bucket, key []byte, v any) error {
-	b := tx.Bucket(bucket).Get(key)
+func get(tx *database.Tx, bucket, key []byte, v any) error {
+	b, err := tx.Get(bucket, key)
+	if err != nil {
+		return err
+	}
 	if b == nil {
 		return fs.ErrNotExist
 	}
 	return json.Unmarshal(b, v)
 }
 
-func put(tx *bbolt.Tx, bucket, key []byte, v any) error {
+func put(tx *database.Tx, bucket, key []byte, v any) error {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
-	return tx.Bucket(bucket).Put(key, b)
+	return tx.Put(bucket, key, b)
 }
 
 func wrap(verb, name string, err error) error {
@@ -244,8 +260,11 @@ func wrap(verb, name string, err error) error {
 // bytes, or fs.ErrNotExist.
 func (c *Catalog) BlobSize(d digest.Digest) (int64, error) {
 	size := int64(-1)
-	err := c.db.View(func(tx *bbolt.Tx) error {
-		v := tx.Bucket(bucketSizes).Get([]byte(d))
+	err := c.db.View(func(tx *database.Tx) error {
+		v, err := tx.Get(bucketSizes, []byte(d))
+		if err != nil {
+			return err
+		}
 		if len(v) != 8 {
 			return fs.ErrNotExist
 		}

@@ -22,7 +22,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func open(t *testing.T, name string) *Catalog {
 	t.Helper()
-	c, err := Open(name)
+	c, err := Open(name, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,7 +74,7 @@ func learn(t *testing.T, c *Catalog, src Source, layers ...layer) (Image, error)
 
 func TestChainsLeadToSlotsAlsoAfterReopening(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "catalog.db")
-	c, err := Open(name)
+	c, err := Open(name, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,9 +14,9 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"go.etcd.io/bbolt"
 
 	"github.com/airstream-io/airstream/internal/annotation"
+	"github.com/airstream-io/airstream/internal/database"
 )
 
 // maxLayers bounds what a manifest may list. overlayfs stacks 500 at most.
@@ -41,7 +41,7 @@ func (c *Catalog) Learn(src Source, name string, mediaType string, manifest, con
 	if err != nil {
 		return Image{}, fmt.Errorf("catalog: learn %s/%s: %w", src.Host, src.Repo, err)
 	}
-	err = c.db.Update(func(tx *bbolt.Tx) error { return p.save(tx, src, name) })
+	err = c.db.Update(func(tx *database.Tx) error { return p.save(tx, src, name) })
 	return p.Image, wrap("learn", p.Manifest.String(), err)
 }
 
@@ -57,12 +57,13 @@ func (c *Catalog) Layers(src Source, manifest []byte) (layers []Layer, err error
 	if len(m.Layers) > maxLayers {
 		return nil, fmt.Errorf("catalog: layers of %s/%s: %w: %d layers", src.Host, src.Repo, ErrInvalid, len(m.Layers))
 	}
-	err = c.db.Update(func(tx *bbolt.Tx) error {
+	err = c.db.Update(func(tx *database.Tx) error {
+		layers = nil
 		for _, desc := range append(m.Layers, m.Config) {
 			if desc.Digest.Validate() != nil || desc.Size < 0 {
 				continue
 			}
-			if err := tx.Bucket(bucketSizes).Put([]byte(desc.Digest), binary.BigEndian.AppendUint64(nil, uint64(desc.Size))); err != nil {
+			if err := tx.Put(bucketSizes, []byte(desc.Digest), binary.BigEndian.AppendUint64(nil, uint64(desc.Size))); err != nil {
 				return err
 			}
 		}
@@ -159,7 +160,7 @@ func tocOffset(desc ocispec.Descriptor) int64 {
 	return n
 }
 
-func (p *parsed) save(tx *bbolt.Tx, src Source, name string) error {
+func (p *parsed) save(tx *database.Tx, src Source, name string) error {
 	for i := range p.Layers {
 		if p.Layers[i].Reason != "" {
 			continue
@@ -193,18 +194,32 @@ func (p *parsed) save(tx *bbolt.Tx, src Source, name string) error {
 	if name != "" && !slices.Contains(p.Names, name) {
 		p.Names = append(p.Names, name)
 	}
-	if err := tx.Bucket(bucketTypes).Put([]byte(p.Manifest), []byte(p.MediaType)); err != nil {
+	if err := tx.Put(bucketTypes, []byte(p.Manifest), []byte(p.MediaType)); err != nil {
 		return err
+	}
+	plans := map[uint32]string{}
+	for i, l := range p.layers {
+		if l.Hot != "" {
+			plans[p.Layers[i].Slot] = l.Hot
+		}
+	}
+	if len(plans) > 0 {
+		if err := put(tx, bucketHots, []byte(p.Manifest), plans); err != nil {
+			return err
+		}
 	}
 	return put(tx, bucketImages, []byte(p.Manifest), p.Image)
 }
 
 // giveSlot returns the slot of a layer, a new one if it has none, and
 // remembers one more source of it.
-func giveSlot(tx *bbolt.Tx, l Layer, src Source) (uint32, error) {
-	slots := tx.Bucket(bucketSlots)
+func giveSlot(tx *database.Tx, l Layer, src Source) (uint32, error) {
 	key := []byte(l.TOC)
-	if v := slots.Get(key); len(v) == 4 {
+	v, err := tx.Get(bucketSlots, key)
+	if err != nil {
+		return 0, err
+	}
+	if len(v) == 4 {
 		l.Slot = binary.BigEndian.Uint32(v)
 		var old Layer
 		if err := get(tx, bucketLayers, slotKey(l.Slot), &old); err != nil {
@@ -218,15 +233,10 @@ func giveSlot(tx *bbolt.Tx, l Layer, src Source) (uint32, error) {
 		}
 		l.TOCOffset = max(l.TOCOffset, old.TOCOffset)
 	} else {
-		n, err := slots.NextSequence()
-		if err != nil {
+		if l.Slot, err = freeSlot(tx); err != nil {
 			return 0, err
 		}
-		if n >= 1<<31 {
-			return 0, errors.New("all slots are taken")
-		}
-		l.Slot = uint32(n)
-		if err := slots.Put(key, slotKey(l.Slot)); err != nil {
+		if err := tx.Put(bucketSlots, key, slotKey(l.Slot)); err != nil {
 			return 0, err
 		}
 	}
@@ -239,5 +249,23 @@ func giveSlot(tx *bbolt.Tx, l Layer, src Source) (uint32, error) {
 			l.Sources = l.Sources[:8]
 		}
 	}
+	if err := tx.Delete(bucketFree, slotKey(l.Slot)); err != nil {
+		return 0, err
+	}
 	return l.Slot, put(tx, bucketLayers, slotKey(l.Slot), l)
+}
+
+// freeSlot returns the slot above all that were ever given.
+func freeSlot(tx *database.Tx) (uint32, error) {
+	last := uint32(0)
+	err := tx.ForEach(bucketSlots, func(_, v []byte) error {
+		if len(v) == 4 {
+			last = max(last, binary.BigEndian.Uint32(v))
+		}
+		return nil
+	})
+	if err == nil && last >= 1<<31-1 {
+		err = errors.New("all slots are taken")
+	}
+	return last + 1, err
 }

@@ -6,21 +6,14 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
-	"math/bits"
 	"os"
-	"slices"
 	"sync"
+	"sync/atomic"
 
-	"go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 
+	"github.com/airstream-io/airstream/internal/database"
 	"github.com/airstream-io/airstream/internal/toc"
-)
-
-// How a presence map is written: one byte that says how, then for a partial
-// object the map, bit i%8 of byte i/8 for chunk i.
-const (
-	stateComplete byte = 1
-	statePartial  byte = 2
 )
 
 // object is one file content on disk, shared by all that have it open.
@@ -33,15 +26,18 @@ type object struct {
 
 	openOnce sync.Once
 	openErr  error
+	ready    atomic.Bool // what open sets is set
 	file     *os.File
 
+	writing sync.RWMutex // held for writing while bytes are written a second time
+
 	mu      sync.Mutex
-	present []uint64 // guarded by mu; verified bytes are in the file
+	there   presence // guarded by mu; verified bytes are in the file
 	checked []uint64 // guarded by mu; verified by this process
-	missing uint32   // guarded by mu; chunks not present
 	suspect uint32   // guarded by mu; chunks not checked
 	gen     uint64   // guarded by mu; counts changes
 	noted   uint64   // guarded by mu; the last change that is durable
+	blocks  int64    // guarded by mu; bytes of disk that are in the store's account
 }
 
 // Object is a handle on one file's content. It is safe for concurrent use
@@ -56,6 +52,12 @@ type Object struct {
 // as one of which everything is missing.
 func (s *Store) Object(id toc.ObjectID, size int64, chunks uint32) (*Object, error) {
 	s.mu.Lock()
+	for s.deleting[id] != nil { // a moment: it waits for the disk only
+		gone := s.deleting[id]
+		s.mu.Unlock()
+		<-gone
+		s.mu.Lock()
+	}
 	o, ok := s.objects[id]
 	if !ok {
 		o = &object{s: s, id: id, size: size, chunks: chunks}
@@ -63,7 +65,7 @@ func (s *Store) Object(id toc.ObjectID, size int64, chunks uint32) (*Object, err
 	}
 	o.refs++
 	s.mu.Unlock()
-	o.openOnce.Do(func() { o.openErr = o.open() })
+	o.openOnce.Do(func() { o.openErr = noSpace(o.open()) })
 	if o.openErr != nil {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -84,25 +86,27 @@ func (s *Store) Object(id toc.ObjectID, size int64, chunks uint32) (*Object, err
 func (o *object) open() error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	words := (int(o.chunks) + 63) / 64
-	o.present, o.checked = make([]uint64, words), make([]uint64, words)
-	known := false
-	err := o.s.db.View(func(tx *bbolt.Tx) error {
-		v := tx.Bucket(bucketObjects).Get(o.id[:])
+	o.there, o.checked = newPresence(o.chunks), make([]uint64, (int(o.chunks)+63)/64)
+	known, damaged := false, false
+	err := o.s.db.View(func(tx *database.Tx) error {
+		v, err := tx.Get(bucketObjects, o.id[:])
+		if damaged = errors.Is(err, database.ErrValue); err != nil && !damaged {
+			return err
+		}
 		known = v != nil
-		o.decode(v)
+		damaged = !o.there.decode(v) && known || damaged
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	name, err := o.s.path("objects", o.id.String(), true)
-	if err != nil {
-		return err
-	}
+	name := o.s.path("objects", o.id.String())
 	o.file, err = os.OpenFile(name, os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {
-		o.forgetAll(known)
+		if err := o.forgetAll(known); err != nil {
+			return err
+		}
+		known = false
 		o.file, err = os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
 	}
 	if err != nil {
@@ -110,42 +114,36 @@ func (o *object) open() error {
 	}
 	info, err := o.file.Stat()
 	if err == nil && info.Size() != o.size {
-		if info.Size() != 0 || known {
-			o.forgetAll(known)
+		if err = o.forgetAll(known); err == nil {
+			err = o.file.Truncate(o.size)
 		}
-		err = o.file.Truncate(o.size)
+	} else if err == nil && damaged {
+		o.there.decode(doubtful(info))
+		o.gen++
+		o.s.log.Warn("the record of an object is damaged; its chunks are looked for in its file", slog.String("object", o.id.String()))
 	}
 	if err != nil {
 		return errors.Join(err, o.file.Close())
 	}
-	o.missing = o.chunks - count(o.present)
 	o.suspect = o.chunks
+	if info != nil {
+		o.blocks = onDisk(info)
+	}
+	o.ready.Store(true)
 	return nil
 }
 
-func (o *object) decode(v []byte) {
-	switch {
-	case len(v) == 1 && v[0] == stateComplete:
-		for i := range o.chunks {
-			set(o.present, i)
-		}
-	case len(v) == 1+(int(o.chunks)+7)/8 && v[0] == statePartial:
-		for i := range o.chunks {
-			if v[1+i/8]>>(i%8)&1 == 1 {
-				set(o.present, i)
-			}
-		}
+// forgetAll is for a file that is not the one that the map was made for. The
+// map is gone before a byte is written: it would promise what is not durable
+// yet. o.mu is held.
+func (o *object) forgetAll(known bool) error {
+	o.there.clear()
+	if !known {
+		return nil
 	}
-}
-
-// forgetAll is for a file that is not the one that the map was made for.
-// o.mu is held.
-func (o *object) forgetAll(known bool) {
-	clear(o.present)
-	if known {
-		o.gen++
-		o.s.log.Warn("an object's file is gone or has another size; it will be fetched again", slog.String("object", o.id.String()))
-	}
+	o.s.losses.Add(1)
+	o.s.log.Warn("an object's file is gone or has another size; it will be fetched again", slog.String("object", o.id.String()))
+	return o.s.update(func(tx *database.Tx) error { return tx.Delete(bucketObjects, o.id[:]) })
 }
 
 // Close gives the handle back. Noted bytes still become durable.
@@ -178,18 +176,19 @@ func (s *Store) release(o *object) {
 func (o *Object) Has(i uint32) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return i < o.chunks && get(o.present, i)
+	return o.there.has(i)
 }
 
 // Missing returns how many chunks are not there.
 func (o *Object) Missing() uint32 {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.missing
+	return o.there.missing
 }
 
 // Put verifies p, writes it as chunk c, the i-th of this object, and notes it
-// as present. Bytes that aren't c are chunk.ErrMismatch and change nothing.
+// as present. Bytes that aren't c are chunk.ErrMismatch, bytes for which there
+// is no room ErrNoSpace; both change nothing.
 func (o *Object) Put(i uint32, c toc.Chunk, p []byte) error {
 	if i >= o.chunks || c.Offset+int64(c.Size) > o.size || len(p) != int(c.Size) {
 		return fmt.Errorf("store: put chunk %d of object %s: %d bytes at %d do not fit", i, o.id, len(p), c.Offset)
@@ -197,16 +196,24 @@ func (o *Object) Put(i uint32, c toc.Chunk, p []byte) error {
 	if err := c.ID.Verify(p); err != nil {
 		return fmt.Errorf("store: put chunk %d of object %s: %w", i, o.id, err)
 	}
-	if o.Has(i) && o.isChecked(i) {
+	o.mu.Lock()
+	here := get(o.there.bits, i) && get(o.checked, i)
+	o.mu.Unlock()
+	if here {
 		return nil
 	}
-	if _, err := o.file.WriteAt(p, c.Offset); err != nil {
-		return fmt.Errorf("store: put chunk %d of object %s: %w", i, o.id, err)
+	err := o.s.room(int64(len(p)))
+	if err == nil {
+		o.writing.RLock()
+		_, err = o.file.WriteAt(p, c.Offset)
+		o.writing.RUnlock()
 	}
+	if err != nil {
+		return fmt.Errorf("store: put chunk %d of object %s: %w", i, o.id, noSpace(err))
+	}
+	o.s.space.pending.Add(int64(len(p)))
 	o.mu.Lock()
-	if !get(o.present, i) {
-		set(o.present, i)
-		o.missing--
+	if o.there.set(i) {
 		o.gen++
 	}
 	o.check(i)
@@ -225,12 +232,6 @@ func (o *object) markDirty() {
 	o.s.changed()
 }
 
-func (o *object) isChecked(i uint32) bool {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return get(o.checked, i)
-}
-
 // check notes that this process verified chunk i. o.mu is held.
 func (o *object) check(i uint32) {
 	if !get(o.checked, i) {
@@ -245,33 +246,60 @@ func (o *object) check(i uint32) {
 // from then on.
 func (o *Object) Check(i uint32, c toc.Chunk) error {
 	o.mu.Lock()
-	present, checked := i < o.chunks && get(o.present, i), i < o.chunks && get(o.checked, i)
+	present, checked := o.there.has(i), i < o.chunks && get(o.checked, i)
+	maybe := present || o.there.doubt && i < o.chunks
 	o.mu.Unlock()
-	if !present {
+	switch {
+	case !maybe:
 		return fmt.Errorf("store: chunk %d of object %s: %w", i, o.id, fs.ErrNotExist)
-	}
-	if checked {
+	case present && checked:
 		return nil
 	}
+	return o.hash(i, c)
+}
+
+// hash reads a chunk and compares it with its ID, whatever was found before.
+func (o *object) hash(i uint32, c toc.Chunk) error {
+	o.mu.Lock()
+	before := get(o.checked, i)
+	o.mu.Unlock()
 	p := make([]byte, c.Size)
 	_, err := o.file.ReadAt(p, c.Offset)
 	if err == nil || errors.Is(err, io.EOF) {
 		err = c.ID.Verify(p)
 	}
-	if err == nil {
-		o.mu.Lock()
-		o.check(i)
-		o.mu.Unlock()
-		return nil
-	}
 	o.mu.Lock()
-	if get(o.present, i) && !get(o.checked, i) {
-		unset(o.present, i)
-		o.missing++
+	var changed, lost bool
+	switch {
+	case err == nil:
+		changed = o.there.set(i)
+		o.check(i)
+	case !before && get(o.checked, i):
+		err = nil // it was put meanwhile
+	default:
+		lost = o.there.unset(i)
+		changed = lost
+		if get(o.checked, i) {
+			unset(o.checked, i)
+			o.suspect++
+		}
+	}
+	if changed {
 		o.gen++
 	}
 	o.mu.Unlock()
-	o.markDirty()
+	if lost {
+		o.s.losses.Add(1)
+	}
+	if changed {
+		o.markDirty()
+	}
+	switch {
+	case err == nil:
+		return nil
+	case !lost:
+		return fmt.Errorf("store: chunk %d of object %s: %w", i, o.id, fs.ErrNotExist)
+	}
 	return fmt.Errorf("store: chunk %d of object %s: %w: %w", i, o.id, ErrDamaged, err)
 }
 
@@ -281,10 +309,11 @@ func (o *Object) ReadAt(p []byte, off int64) (int, error) { return o.file.ReadAt
 
 // Complete returns the object's file if every chunk is in it and was verified
 // by this process, else nil. It is valid until Close and must only be read.
+// What the disk changes after that only Verify notices.
 func (o *Object) Complete() *os.File {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.missing > 0 || o.suspect > 0 {
+	if o.there.missing > 0 || o.suspect > 0 {
 		return nil
 	}
 	return o.file
@@ -294,7 +323,7 @@ func (o *Object) Complete() *os.File {
 func (o *object) note() (value []byte, gen uint64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return encode(o.present, o.chunks, o.missing), o.gen
+	return o.there.encode(), o.gen
 }
 
 // flushed tells that all up to change gen is durable, and reports whether
@@ -306,60 +335,50 @@ func (o *object) flushed(gen uint64) bool {
 	return o.noted == o.gen
 }
 
-func encode(present []uint64, chunks, missing uint32) []byte {
-	if missing == 0 {
-		return []byte{stateComplete}
+// account brings what the file takes into the store's account.
+func (o *object) account() {
+	info, err := o.file.Stat()
+	if err != nil {
+		return // the account stays as it was
 	}
-	v := slices.Grow([]byte{statePartial}, int(chunks+7)/8)
-	for i := range (chunks + 7) / 8 {
-		v = append(v, byte(present[i/8]>>(i%8*8)))
-	}
-	return v
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.s.space.used.Add(onDisk(info) - o.blocks)
+	o.blocks = onDisk(info)
 }
 
-func get(m []uint64, i uint32) bool { return m[i/64]>>(i%64)&1 == 1 }
-func set(m []uint64, i uint32)      { m[i/64] |= 1 << (i % 64) }
-func unset(m []uint64, i uint32)    { m[i/64] &^= 1 << (i % 64) }
-
-func count(m []uint64) uint32 {
-	n := 0
-	for _, w := range m {
-		n += bits.OnesCount64(w)
-	}
-	return uint32(n)
+// writeAgain writes what the file holds over itself.
+func (o *object) writeAgain() error {
+	o.writing.Lock()
+	defer o.writing.Unlock()
+	return rewrite(o.file, o.size)
 }
 
-// HasObject tells how many chunks of an object are missing without opening
-// it; ok is false if nothing of it is stored.
-func (s *Store) HasObject(id toc.ObjectID, chunks uint32) (missing uint32, ok bool) {
-	missing = chunks - count(s.presence(id, chunks))
-	return missing, missing < chunks
-}
-
-// HasChunk tells whether chunk i of an object is there, without opening it.
-func (s *Store) HasChunk(id toc.ObjectID, chunks, i uint32) bool {
-	return i < chunks && get(s.presence(id, chunks), i)
-}
-
-// presence returns a copy of an object's presence map.
-func (s *Store) presence(id toc.ObjectID, chunks uint32) []uint64 {
-	s.mu.Lock()
-	o := s.objects[id]
-	s.mu.Unlock()
-	if o != nil && o.chunks == chunks {
-		o.mu.Lock()
-		defer o.mu.Unlock()
-		if o.present != nil {
-			return slices.Clone(o.present)
+// rewrite writes what a file holds over itself, up to size, leaving its holes.
+func rewrite(f *os.File, size int64) error {
+	buf := make([]byte, 256<<10)
+	for off := int64(0); off < size; {
+		data, err := unix.Seek(int(f.Fd()), off, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		hole, err := unix.Seek(int(f.Fd()), data, unix.SEEK_HOLE)
+		if err != nil {
+			return err
+		}
+		for off = data; off < min(hole, size); {
+			n, err := f.ReadAt(buf[:min(int64(len(buf)), hole-off)], off)
+			if n == 0 {
+				return err
+			}
+			if _, err := f.WriteAt(buf[:n], off); err != nil {
+				return err
+			}
+			off += int64(n)
 		}
 	}
-	tmp := object{chunks: chunks, present: make([]uint64, (chunks+63)/64)}
-	err := s.db.View(func(tx *bbolt.Tx) error {
-		tmp.decode(tx.Bucket(bucketObjects).Get(id[:]))
-		return nil
-	})
-	if err != nil { // the database is closed: nothing is known, nothing is promised
-		clear(tmp.present)
-	}
-	return tmp.present
+	return nil
 }

@@ -19,26 +19,28 @@
 //
 // Layout below the store's directory, which can be moved as a whole:
 //
-//	store.db                   bbolt: presence maps, blob records, tree sums
+//	store.db                   presence maps, lengths of partial blobs, disk usage
 //	objects/xx/<object ID>     sparse files
 //	blobs/xx/<digest>          complete blobs, SHA-256 only
 //	partial/<digest>           the first bytes of a blob
-//	trees/xx/<TOC digest>      flat trees
+//	trees/xx/<TOC digest>      flat trees, each followed by its SHA-256
+//	tmp/                       files that are not whole yet; emptied by Open
+//	ballast                    room that is kept for store.db
 package store
 
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
-	"go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 
+	"github.com/airstream-io/airstream/internal/database"
 	"github.com/airstream-io/airstream/internal/toc"
 )
 
@@ -54,22 +56,28 @@ var ErrDamaged = errors.New("stored content is damaged")
 var (
 	bucketObjects  = []byte("objects")
 	bucketPartials = []byte("partials")
-	bucketTrees    = []byte("trees")
+	bucketTrees    = []byte("trees") // which were stored, so that one that is lost is missed
+	bucketSpace    = []byte("space")
 )
 
 // Options change how a Store works; the zero value is good.
 type Options struct {
 	FlushDelay time.Duration // 0: the constant FlushDelay
+	Limit      int64         // bytes of disk that the store may take; 0: as much as there is
+	Reserve    int64         // bytes of the disk's free space that are not for content; 0: none
 	Logger     *slog.Logger  // nil: slog.Default
+
+	sync func(fd int) error // instead of syncfs(2): tests count and fail it
 }
 
 // Store is safe for concurrent use by one process; a second one is refused.
 type Store struct {
 	dir   string
-	db    *bbolt.DB
-	root  *os.File // of dir, for syncfs
+	db    *database.DB
+	root  *os.File // of dir
 	log   *slog.Logger
 	delay time.Duration
+	sync  func(fd int) error // makes all writes to the file system durable
 
 	wake    chan struct{}
 	done    chan struct{}
@@ -78,10 +86,16 @@ type Store struct {
 	flushMu sync.Mutex // one flush at a time
 
 	mu       sync.Mutex
-	objects  map[toc.ObjectID]*object // guarded by mu; open or dirty ones
-	dirty    map[toc.ObjectID]*object // guarded by mu
-	partials map[string]*partial      // guarded by mu; by digest
-	failing  bool                     // guarded by mu; the last flush failed
+	objects  map[toc.ObjectID]*object       // guarded by mu; open or dirty ones
+	dirty    map[toc.ObjectID]*object       // guarded by mu
+	partials map[string]*partial            // guarded by mu; by digest
+	busy     map[string]struct{}            // guarded by mu; partial blobs that have a writer
+	deleting map[toc.ObjectID]chan struct{} // guarded by mu; closed when they are gone
+	failing  bool                           // guarded by mu; the last flush failed
+	sound    map[string]*soundness          // guarded by mu; blobs by digest, hashed by this process
+	losses   atomic.Uint64
+
+	space space
 
 	treeMu sync.Mutex
 	trees  map[string]*toc.Tree // guarded by treeMu; by TOC digest
@@ -92,50 +106,45 @@ type Store struct {
 // in use by another process is an error that says so.
 func Open(dir string, opts Options) (*Store, error) {
 	s := &Store{
-		dir: dir, log: opts.Logger, delay: opts.FlushDelay,
+		dir: dir, log: opts.Logger, delay: opts.FlushDelay, sync: opts.sync,
 		wake: make(chan struct{}, 1), done: make(chan struct{}), stopped: make(chan struct{}),
-		objects: map[toc.ObjectID]*object{}, dirty: map[toc.ObjectID]*object{},
-		partials: map[string]*partial{}, trees: map[string]*toc.Tree{},
+		objects: map[toc.ObjectID]*object{}, dirty: map[toc.ObjectID]*object{}, deleting: map[toc.ObjectID]chan struct{}{},
+		partials: map[string]*partial{}, busy: map[string]struct{}{}, sound: map[string]*soundness{}, trees: map[string]*toc.Tree{},
 	}
+	s.space.short = make(chan struct{}, 1)
+	s.SetLimit(opts.Limit, opts.Reserve)
 	if s.log == nil {
 		s.log = slog.Default()
 	}
 	if s.delay == 0 {
 		s.delay = FlushDelay
 	}
-	for _, d := range []string{"objects", "blobs", "partial", "trees"} {
-		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
-			return nil, fmt.Errorf("store: open %s: %w", dir, err)
-		}
+	if s.sync == nil {
+		s.sync = unix.Syncfs
+	}
+	if err := makeLayout(dir); err != nil {
+		return nil, fmt.Errorf("store: open %s: %w", dir, err)
 	}
 	var err error
 	if s.root, err = os.Open(dir); err != nil {
 		return nil, fmt.Errorf("store: open: %w", err)
 	}
-	if s.db, err = openDB(filepath.Join(dir, "store.db")); err != nil {
-		return nil, errors.Join(err, s.root.Close())
+	s.db, err = database.Open(filepath.Join(dir, "store.db"), database.Options{
+		Buckets: [][]byte{bucketObjects, bucketPartials, bucketTrees, bucketSpace}, Rebuild: s.rebuild, Logger: s.log,
+	})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("store: open %s: %w", dir, err), s.root.Close())
+	}
+	// Only its owner may empty the folder of what is not whole yet.
+	err = clearDir(filepath.Join(dir, "tmp"))
+	if err == nil {
+		err = s.openSpace()
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("store: open %s: %w", dir, err), s.db.Close(), s.root.Close())
 	}
 	go s.flusher()
 	return s, nil
-}
-
-func openDB(name string) (*bbolt.DB, error) {
-	db, err := bbolt.Open(name, 0o600, &bbolt.Options{Timeout: time.Second, FreelistType: bbolt.FreelistMapType, NoFreelistSync: true})
-	if err != nil {
-		return nil, fmt.Errorf("store: open %s (is another airstream node using it?): %w", name, err)
-	}
-	err = db.Update(func(tx *bbolt.Tx) error {
-		for _, b := range [][]byte{bucketObjects, bucketPartials, bucketTrees} {
-			if _, err := tx.CreateBucketIfNotExists(b); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("store: prepare %s: %w", name, err), db.Close())
-	}
-	return db, nil
 }
 
 // Close makes everything durable and closes the store. Objects and partial
@@ -150,6 +159,7 @@ func (s *Store) Close() error {
 		err = errors.Join(err, unix.Munmap(m))
 	}
 	s.mapped, s.trees = nil, nil
+	err = errors.Join(err, s.saveSpace())
 	if err = errors.Join(err, s.db.Close(), s.root.Close()); err != nil {
 		return fmt.Errorf("store: close: %w", err)
 	}
@@ -196,108 +206,4 @@ func (s *Store) changed() {
 	case s.wake <- struct{}{}:
 	default:
 	}
-}
-
-// Flush makes durable everything that was noted before the call.
-func (s *Store) Flush() error {
-	s.flushMu.Lock()
-	defer s.flushMu.Unlock()
-
-	type note struct {
-		o     *object
-		value []byte
-		gen   uint64
-	}
-	s.mu.Lock()
-	notes := make([]note, 0, len(s.dirty))
-	for _, o := range s.dirty {
-		value, gen := o.note()
-		notes = append(notes, note{o, value, gen})
-	}
-	lengths := map[string]int64{}
-	for d, p := range s.partials {
-		if n, ok := p.note(); ok {
-			lengths[d] = n
-		}
-	}
-	s.mu.Unlock()
-	if len(notes) == 0 && len(lengths) == 0 {
-		return nil
-	}
-
-	if err := unix.Syncfs(int(s.root.Fd())); err != nil {
-		return fmt.Errorf("store: sync %s: %w", s.dir, err)
-	}
-	err := s.db.Update(func(tx *bbolt.Tx) error {
-		objects := tx.Bucket(bucketObjects)
-		for _, n := range notes {
-			if err := objects.Put(n.o.id[:], n.value); err != nil {
-				return err
-			}
-		}
-		return putLengths(tx.Bucket(bucketPartials), lengths)
-	})
-	if err != nil {
-		return fmt.Errorf("store: flush: %w", err)
-	}
-
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, n := range notes {
-		if n.o.flushed(n.gen) {
-			delete(s.dirty, n.o.id)
-			s.release(n.o)
-		}
-	}
-	for d, n := range lengths {
-		if p := s.partials[d]; p != nil {
-			p.flushed(n)
-		}
-	}
-	return nil
-}
-
-// path returns the file of an item, and makes its directory if create is set.
-func (s *Store) path(kind, name string, create bool) (string, error) {
-	dir := filepath.Join(s.dir, kind, name[:2])
-	if create {
-		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-			return "", err
-		}
-	}
-	return filepath.Join(dir, name), nil
-}
-
-// writeFile makes name with content, whole or not at all, and durable.
-func (s *Store) writeFile(name string, content []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(name), ".new-")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, f.Close(), os.Remove(f.Name()))
-		}
-	}()
-	if _, err := f.Write(content); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), name); err != nil {
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(name))
-}
-
-func syncDir(name string) error {
-	d, err := os.Open(name)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

@@ -3,6 +3,7 @@ package store
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io/fs"
 	"math/rand/v2"
 	"os"
@@ -19,7 +20,17 @@ import (
 	"github.com/airstream-io/airstream/internal/toc"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if what := os.Getenv("AIRSTREAM_TEST_RECORDER"); what != "" {
+		part := strings.Split(what, ":")
+		if err := runRecorder(part[0], part[1], part[2]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // never keeps the background flusher out of tests that flush by hand.
 const never = 24 * time.Hour

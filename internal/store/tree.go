@@ -4,13 +4,12 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 
 	"github.com/opencontainers/go-digest"
-	"go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 
+	"github.com/airstream-io/airstream/internal/database"
 	"github.com/airstream-io/airstream/internal/toc"
 )
 
@@ -21,18 +20,65 @@ func (s *Store) PutTree(d digest.Digest, tree *toc.Tree) error {
 	if err != nil {
 		return fmt.Errorf("store: %w", err)
 	}
-	path, err := s.path("trees", name, true)
-	if err == nil {
-		err = s.writeFile(path, tree.Bytes())
+	raw := tree.Bytes()
+	sum := treeSum(name, raw)
+	if err = s.roomFor(int64(len(raw))); err == nil {
+		err = s.writeFile(s.path("trees", name), raw, sum[:])
 	}
 	if err == nil {
-		sum := sha256.Sum256(tree.Bytes())
-		err = s.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketTrees).Put([]byte(name), sum[:]) })
+		err = s.update(func(tx *database.Tx) error { return tx.Put(bucketTrees, []byte(name), nil) })
 	}
 	if err != nil {
 		return fmt.Errorf("store: put tree %s: %w", d, err)
 	}
 	return nil
+}
+
+// TreesLost tells whether a tree that was stored is gone without having been
+// deleted: then nobody can say which objects its layer has.
+func (s *Store) TreesLost() (lost bool, err error) {
+	var names []string
+	err = s.db.View(func(tx *database.Tx) error {
+		names = nil
+		return tx.From(bucketTrees, nil, func(key, _ []byte, _ error) (bool, error) {
+			names = append(names, string(key))
+			return true, nil
+		})
+	})
+	if err != nil {
+		return false, fmt.Errorf("store: list trees: %w", err)
+	}
+	for _, name := range names {
+		if len(name) != 64 {
+			continue
+		}
+		if _, err := os.Stat(s.path("trees", name)); err != nil {
+			return true, nil //nolint:nilerr // whatever it is, the tree can't be read
+		}
+	}
+	return false, nil
+}
+
+// loseTree removes a damaged tree, and remembers that there was one.
+func (s *Store) loseTree(name string) error {
+	if _, err := s.unlink(s.path("trees", name)); err != nil {
+		return err
+	}
+	s.losses.Add(1)
+	s.treeMu.Lock()
+	defer s.treeMu.Unlock()
+	delete(s.trees, name)
+	return s.update(func(tx *database.Tx) error { return tx.Put(bucketTrees, []byte(name), nil) })
+}
+
+// treeSum is what stands behind a tree in its file. The digest in its name is
+// that of the table that it was made from.
+func treeSum(name string, raw []byte) (sum [sha256.Size]byte) {
+	h := sha256.New()
+	h.Write([]byte(name))
+	h.Write(raw)
+	h.Sum(sum[:0])
+	return sum
 }
 
 // Tree returns the tree of the layer whose table of contents has digest d,
@@ -59,40 +105,23 @@ func (s *Store) Tree(d digest.Digest) (*toc.Tree, error) {
 }
 
 func (s *Store) mapTree(name string) (*toc.Tree, []byte, error) {
-	var want []byte
-	err := s.db.View(func(tx *bbolt.Tx) error {
-		want = append(want, tx.Bucket(bucketTrees).Get([]byte(name))...)
-		return nil
-	})
+	f, err := os.Open(s.path("trees", name))
 	if err != nil {
 		return nil, nil, err
 	}
-	if len(want) != sha256.Size {
-		return nil, nil, fs.ErrNotExist
-	}
-	path, err := s.path("trees", name, false)
-	if err != nil {
-		return nil, nil, err
-	}
-	f, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil, fs.ErrNotExist
-	}
-	if err != nil {
-		return nil, nil, err
-	}
-	raw, err := mapFile(f)
+	all, err := mapFile(f)
 	if err = errors.Join(err, f.Close()); err != nil {
 		return nil, nil, err
 	}
-	if sum := sha256.Sum256(raw); string(sum[:]) != string(want) {
-		return nil, nil, errors.Join(ErrDamaged, unix.Munmap(raw))
+	n := len(all) - sha256.Size
+	if sum := treeSum(name, all[:n]); string(sum[:]) != string(all[n:]) {
+		return nil, nil, errors.Join(ErrDamaged, unix.Munmap(all))
 	}
-	t, err := toc.Load(raw)
+	t, err := toc.Load(all[:n:n])
 	if err != nil {
-		return nil, nil, errors.Join(ErrDamaged, err, unix.Munmap(raw))
+		return nil, nil, errors.Join(ErrDamaged, err, unix.Munmap(all))
 	}
-	return t, raw, nil
+	return t, all, nil
 }
 
 func mapFile(f *os.File) ([]byte, error) {
@@ -100,7 +129,7 @@ func mapFile(f *os.File) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if info.Size() == 0 || info.Size() > 1<<32 {
+	if info.Size() <= sha256.Size || info.Size() > 1<<32 {
 		return nil, ErrDamaged
 	}
 	return unix.Mmap(int(f.Fd()), 0, int(info.Size()), unix.PROT_READ, unix.MAP_SHARED)

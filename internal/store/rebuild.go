@@ -1,0 +1,80 @@
+package store
+
+import (
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/airstream-io/airstream/internal/database"
+)
+
+// doubtful returns the record of an object whose own is lost. A file without
+// holes is taken for complete: every chunk is hashed before it is used anyhow.
+// Of another, nothing is claimed, but what is asked for is looked for in it.
+func doubtful(info fs.FileInfo) []byte {
+	if onDisk(info) >= info.Size() {
+		return []byte{stateComplete}
+	}
+	return []byte{stateDoubt}
+}
+
+// rebuild adds to a new database what the files tell of what the damaged one
+// has lost.
+func (s *Store) rebuild(tx *database.Tx) ([]slog.Attr, error) {
+	objects, err := s.rebuildObjects(tx)
+	if err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(filepath.Join(s.dir, "partial"))
+	if err != nil {
+		return nil, err
+	}
+	partials := 0
+	for _, e := range entries {
+		info, err := e.Info()
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if v, err := tx.Get(bucketPartials, []byte(e.Name())); v != nil || err != nil {
+			continue
+		}
+		// The whole is verified when it is complete.
+		partials++
+		if err := tx.Put(bucketPartials, []byte(e.Name()), binary.LittleEndian.AppendUint64(nil, uint64(info.Size()))); err != nil {
+			return nil, err
+		}
+	}
+	return []slog.Attr{slog.Int("objectsFromFiles", objects), slog.Int("partialBlobsFromFiles", partials)}, nil
+}
+
+func (s *Store) rebuildObjects(tx *database.Tx) (n int, err error) {
+	err = filepath.WalkDir(filepath.Join(s.dir, "objects"), func(_ string, e fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil || !e.Type().IsRegular() {
+			return err
+		}
+		id, err := hex.DecodeString(e.Name())
+		if err != nil || len(id) != 32 {
+			return nil //nolint:nilerr // not an object; Verify reports it
+		}
+		if v, err := tx.Get(bucketObjects, id); v != nil || err != nil {
+			return err
+		}
+		info, err := e.Info()
+		if err != nil || onDisk(info) == 0 {
+			return nil //nolint:nilerr // gone, or nothing in it
+		}
+		n++
+		return tx.Put(bucketObjects, id, doubtful(info))
+	})
+	return n, err
+}
