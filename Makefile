@@ -55,7 +55,7 @@ endef
 test-unit: gcc ## tests that need neither root nor FUSE
 	@$(race); echo "go test $$race, without root and FUSE"; \
 	{ go test -json $$race -p 2 -timeout 20m $$($(unit_packages)) || failed=1; \
-	  [ -z "$$race" ] || CGO_ENABLED=0 go test -json -timeout 20m -run TestMemory ./convert || failed=1; \
+	  [ -z "$$race" ] || CGO_ENABLED=0 go test -json -timeout 20m -run TestMemory ./convert ./internal/toc || failed=1; \
 	  [ -z "$${failed-}" ]; } | $(SUM)
 
 test-system: gcc ## tests that need root, FUSE, network namespaces
@@ -69,7 +69,7 @@ test-system: gcc ## tests that need root, FUSE, network namespaces
 	  [ -z "$${failed-}" ]; } | $(SUM)
 
 bench: tools ## first starts side by side, into docs/benchmarks.md; and Go benchmarks
-	go run ./test/cmd/bench -go
+	go run ./test/cmd/bench -bulk -go
 
 demo: ## the main job, as a timeline to read
 	@go run ./test/cmd/demo

@@ -3,12 +3,9 @@ package toc
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"math"
 	"slices"
 	"strings"
-
-	"github.com/airstream-io/airstream/internal/chunk"
 )
 
 // Names with a meaning of their own.
@@ -23,30 +20,6 @@ const (
 // stargz-snapshotter doesn't show them either.
 var hidden = []string{"stargz.index.json", ".prefetch.landmark", ".no.prefetch.landmark"}
 
-const noNode = math.MaxUint32
-
-// node is one inode while the tree is being built.
-type node struct {
-	mode, uid, gid, rdev uint32
-	mtime                int64
-	mtimeNsec            uint32
-	size                 int64
-	link                 string
-	xattrs               map[string][]byte
-	children             map[string]uint32 // of a directory
-	parent               uint32            // of a directory
-	nlink                uint32            // names that point here; 0: replaced, dropped
-	chunks               []pendingChunk
-}
-
-type pendingChunk struct {
-	id         chunk.ID
-	offset     int64
-	size       uint32
-	blobOffset int64
-	inner      int64
-}
-
 type hardlink struct {
 	name, target []string
 	meta         *node // nil: the entry says nothing but the name
@@ -55,16 +28,18 @@ type hardlink struct {
 // builder plays a table's entries in order, as an unpacker would.
 type builder struct {
 	payloadSize int64
-	nodes       []node
+	nodes       blocks[node]
+	chunks      blocks[pendingChunk]
 	file        uint32 // the regular file that "chunk" entries continue, or noNode
+	filled      int64  // bytes of it that its chunks so far make
 	late        []hardlink
-	nchunks     int
 	xattrBytes  int64
 }
 
 func newBuilder(payloadSize int64) *builder {
-	root := node{mode: TypeDir | 0o755, nlink: 1, children: map[string]uint32{}}
-	return &builder{payloadSize: payloadSize, nodes: []node{root}, file: noNode}
+	b := &builder{payloadSize: payloadSize, file: noNode}
+	b.nodes.add(node{mode: TypeDir | 0o755, nlink: 1})
+	return b
 }
 
 func (b *builder) add(e *jsonEntry) error {
@@ -81,7 +56,7 @@ func (b *builder) add(e *jsonEntry) error {
 	if len(parts) == 1 && slices.Contains(hidden, parts[0]) {
 		return nil
 	}
-	if len(b.nodes) > maxEntries {
+	if b.nodes.n > maxEntries {
 		return fmt.Errorf("more than %d entries", maxEntries)
 	}
 	if len(parts) > 0 {
@@ -113,7 +88,7 @@ func (b *builder) add(e *jsonEntry) error {
 	if err != nil {
 		return err
 	}
-	for _, v := range n.xattrs {
+	for _, v := range n.xattrs() {
 		b.xattrBytes += int64(len(v))
 	}
 	if b.xattrBytes > MaxJSONSize {
@@ -123,7 +98,7 @@ func (b *builder) add(e *jsonEntry) error {
 	if err != nil || n.mode&TypeMask != TypeRegular || n.size == 0 {
 		return err
 	}
-	b.file = id
+	b.file, b.filled = id, 0
 	return b.continueFile(e)
 }
 
@@ -165,47 +140,52 @@ func (b *builder) whiteout(dir []string, name string, w node) error {
 	if err != nil {
 		return err
 	}
-	old, ok := b.nodes[at].children[name]
+	old, ok := b.nodes.at(at).children.get(name)
 	if !ok {
 		w.nlink = 1
-		b.nodes[at].children[name] = b.newNode(w)
+		b.name(at, name, b.nodes.add(w))
 		return nil
 	}
-	if b.nodes[old].mode&TypeMask == TypeDir {
+	if b.nodes.at(old).isDir() {
 		b.makeOpaque(old)
 	}
 	return nil
 }
 
-func (b *builder) makeOpaque(id uint32) {
-	d := &b.nodes[id]
-	d.xattrs = maps.Clone(d.xattrs)
-	if d.xattrs == nil {
-		d.xattrs = map[string][]byte{}
+func (b *builder) makeOpaque(id uint32) { b.nodes.at(id).setXattr(opaqueXattr, []byte("y")) }
+
+// name gives a node a name in a directory.
+func (b *builder) name(dir uint32, name string, id uint32) {
+	d := b.nodes.at(dir)
+	if d.children == nil {
+		d.children = &children{}
 	}
-	d.xattrs[opaqueXattr] = []byte("y")
+	d.children.set(name, id)
 }
 
-func (n *node) isWhiteout() bool { return n.mode&TypeMask == TypeChar && n.rdev == 0 }
+// newDir makes a directory as unpackers do where no entry speaks of one.
+func (b *builder) newDir(parent uint32, name string) uint32 {
+	id := b.nodes.add(node{mode: TypeDir | 0o755, parent: parent, nlink: 1})
+	b.name(parent, name, id)
+	return id
+}
 
 // mkdirAll returns the directory at parts, making what is missing as
 // unpackers do: mode 0755, owned by root.
 func (b *builder) mkdirAll(parts []string) (uint32, error) {
 	at := Root
 	for _, name := range parts {
-		next, ok := b.nodes[at].children[name]
+		next, ok := b.nodes.at(at).children.get(name)
 		switch {
 		case !ok:
-			if len(b.nodes) > maxEntries {
+			if b.nodes.n > maxEntries {
 				return 0, fmt.Errorf("more than %d entries", maxEntries)
 			}
-			next = b.newNode(node{mode: TypeDir | 0o755, parent: at, nlink: 1, children: map[string]uint32{}})
-			b.nodes[at].children[name] = next
-		case b.nodes[next].isWhiteout():
+			next = b.newDir(at, name)
+		case b.nodes.at(next).isWhiteout():
 			b.drop(next)
-			next = b.newNode(node{mode: TypeDir | 0o755, parent: at, nlink: 1, children: map[string]uint32{}})
-			b.nodes[at].children[name] = next
-		case b.nodes[next].mode&TypeMask != TypeDir:
+			next = b.newDir(at, name)
+		case !b.nodes.at(next).isDir():
 			return 0, fmt.Errorf("%q is not a directory", shorten(name))
 		}
 		at = next
@@ -213,17 +193,11 @@ func (b *builder) mkdirAll(parts []string) (uint32, error) {
 	return at, nil
 }
 
-func (b *builder) newNode(n node) uint32 {
-	b.nodes = append(b.nodes, n)
-	return uint32(len(b.nodes) - 1)
-}
-
 // place puts n at parts, replacing what is there; a directory over a
 // directory keeps its children and takes the new attributes.
 func (b *builder) place(parts []string, n node) (uint32, error) {
-	isDir := n.mode&TypeMask == TypeDir
 	if len(parts) == 0 {
-		if !isDir {
+		if !n.isDir() {
 			return 0, errors.New("the root is not a directory")
 		}
 		b.mergeDir(Root, n)
@@ -234,38 +208,33 @@ func (b *builder) place(parts []string, n node) (uint32, error) {
 		return 0, err
 	}
 	name := parts[len(parts)-1]
-	if old, ok := b.nodes[dir].children[name]; ok {
-		if isDir && b.nodes[old].mode&TypeMask == TypeDir {
+	if old, ok := b.nodes.at(dir).children.get(name); ok {
+		if n.isDir() && b.nodes.at(old).isDir() {
 			b.mergeDir(old, n)
 			return old, nil
 		}
 		b.drop(old)
 	}
 	n.nlink = 1
-	if isDir {
-		n.parent, n.children = dir, map[string]uint32{}
+	if n.isDir() {
+		n.parent = dir
 	}
-	id := b.newNode(n)
-	b.nodes[dir].children[name] = id
+	id := b.nodes.add(n)
+	b.name(dir, name, id)
 	return id, nil
 }
 
 // mergeDir gives a directory the attributes of a later entry. Extended
 // attributes that it has stay, as on disk.
 func (b *builder) mergeDir(id uint32, n node) {
-	b.nodes[id].become(n)
+	b.nodes.at(id).become(n)
 }
 
 func (n *node) become(later node) {
 	n.mode = n.mode&TypeMask | later.mode&^TypeMask
 	n.uid, n.gid, n.mtime, n.mtimeNsec = later.uid, later.gid, later.mtime, later.mtimeNsec
-	if len(later.xattrs) > 0 {
-		all := maps.Clone(n.xattrs)
-		if all == nil {
-			all = map[string][]byte{}
-		}
-		maps.Copy(all, later.xattrs)
-		n.xattrs = all
+	for name, value := range later.xattrs() {
+		n.setXattr(name, value)
 	}
 }
 
@@ -273,10 +242,10 @@ func (n *node) become(later node) {
 func (b *builder) drop(id uint32) {
 	stack := []uint32{id}
 	for len(stack) > 0 {
-		n := &b.nodes[stack[len(stack)-1]]
+		n := b.nodes.at(stack[len(stack)-1])
 		stack = stack[:len(stack)-1]
 		n.nlink--
-		for _, c := range n.children {
+		for _, c := range n.children.all() {
 			stack = append(stack, c)
 		}
 		n.children = nil
@@ -289,13 +258,13 @@ func (b *builder) drop(id uint32) {
 func (b *builder) linkTo(l hardlink) (ok bool, err error) {
 	at := Root
 	for _, name := range l.target {
-		next, found := b.nodes[at].children[name]
+		next, found := b.nodes.at(at).children.get(name)
 		if !found {
 			return false, nil
 		}
 		at = next
 	}
-	if b.nodes[at].mode&TypeMask == TypeDir {
+	if b.nodes.at(at).isDir() {
 		return false, errors.New("hardlink to a directory")
 	}
 	dir, err := b.mkdirAll(l.name[:len(l.name)-1])
@@ -303,20 +272,20 @@ func (b *builder) linkTo(l hardlink) (ok bool, err error) {
 		return false, err
 	}
 	name := l.name[len(l.name)-1]
-	old, exists := b.nodes[dir].children[name]
+	old, exists := b.nodes.at(dir).children.get(name)
 	if exists && old == at {
 		return true, nil
 	}
 	if exists {
 		b.drop(old)
 	}
-	if b.nodes[at].nlink == 0 { // it was the target's last name, or above it
+	if b.nodes.at(at).nlink == 0 { // it was the target's last name, or above it
 		return false, errors.New("hardlink replaces its own target")
 	}
-	b.nodes[at].nlink++
-	b.nodes[dir].children[name] = at
+	b.nodes.at(at).nlink++
+	b.name(dir, name, at)
 	if l.meta != nil {
-		b.nodes[at].become(*l.meta)
+		b.nodes.at(at).become(*l.meta)
 	}
 	return true, nil
 }
@@ -325,7 +294,7 @@ func (b *builder) continueFile(e *jsonEntry) error {
 	if b.file == noNode {
 		return errors.New("chunk without a file")
 	}
-	n := &b.nodes[b.file]
+	n := b.nodes.at(b.file)
 	c, err := e.chunk(n.size)
 	if err != nil {
 		return err
@@ -333,17 +302,17 @@ func (b *builder) continueFile(e *jsonEntry) error {
 	if c.blobOffset < 0 || c.blobOffset >= b.payloadSize {
 		return fmt.Errorf("chunk at %d of a blob of %d bytes", c.blobOffset, b.payloadSize)
 	}
-	var want int64
-	if k := len(n.chunks); k > 0 {
-		want = n.chunks[k-1].offset + int64(n.chunks[k-1].size)
+	if e.ChunkOffset != b.filled {
+		return fmt.Errorf("chunk at %d of the file, want %d", e.ChunkOffset, b.filled)
 	}
-	if c.offset != want {
-		return fmt.Errorf("chunk at %d of the file, want %d", c.offset, want)
-	}
-	if b.nchunks++; b.nchunks > maxChunks {
+	if b.chunks.n == maxChunks {
 		return fmt.Errorf("more than %d chunks", maxChunks)
 	}
-	n.chunks = append(n.chunks, c)
+	if at := b.chunks.add(c); n.count == 0 {
+		n.first = at
+	}
+	n.count++
+	b.filled += int64(c.size)
 	return nil
 }
 
@@ -352,11 +321,10 @@ func (b *builder) endFile() error {
 	if b.file == noNode {
 		return nil
 	}
-	n := &b.nodes[b.file]
-	last := n.chunks[len(n.chunks)-1]
+	n := b.nodes.at(b.file)
 	b.file = noNode
-	if end := last.offset + int64(last.size); end != n.size {
-		return fmt.Errorf("the file before it ends at %d of %d bytes", end, n.size)
+	if b.filled != n.size {
+		return fmt.Errorf("the file before it ends at %d of %d bytes", b.filled, n.size)
 	}
 	return nil
 }
@@ -386,5 +354,3 @@ func (b *builder) finish() error {
 	}
 	return nil
 }
-
-func sortedNames[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

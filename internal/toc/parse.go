@@ -19,7 +19,7 @@ import (
 // from filling the memory of a small machine.
 const (
 	MaxJSONSize   = 256 << 20 // bytes of JSON
-	maxEntries    = 2 << 20
+	maxEntries    = 300_000
 	maxChunks     = 8 << 20 // 512 GiB of content in 64 KiB chunks
 	maxMemberSpan = 256 << 20
 	maxNameLen    = 255      // bytes, as in Linux
@@ -224,9 +224,9 @@ func (e *jsonEntry) attr() (node, error) {
 		n.size = e.Size
 	case "symlink":
 		n.mode |= TypeSymlink
-		n.link = e.LinkName
+		n.rare().link = e.LinkName
 		n.size = int64(len(e.LinkName))
-		if n.link == "" || len(n.link) > maxPathLen || strings.ContainsRune(n.link, 0) {
+		if e.LinkName == "" || len(e.LinkName) > maxPathLen || strings.ContainsRune(e.LinkName, 0) {
 			return n, errors.New("symbolic link without a valid target")
 		}
 	case "char", "block":
@@ -287,16 +287,13 @@ func (n *node) setXattrs(xattrs map[string][]byte) error {
 		if strings.HasPrefix(name, "trusted.") {
 			continue
 		}
-		if n.xattrs == nil {
-			n.xattrs = make(map[string][]byte, len(xattrs))
-		}
-		n.xattrs[name] = value
+		n.setXattr(name, value)
 	}
 	return nil
 }
 
 func (e *jsonEntry) chunk(fileSize int64) (pendingChunk, error) {
-	c := pendingChunk{offset: e.ChunkOffset, blobOffset: e.Offset, inner: e.InnerOffset}
+	c := pendingChunk{blobOffset: e.Offset}
 	size := e.ChunkSize
 	if size == 0 { // eStargz: "to the end of the file"
 		size = fileSize - e.ChunkOffset
@@ -307,7 +304,7 @@ func (e *jsonEntry) chunk(fileSize int64) (pendingChunk, error) {
 	if e.InnerOffset < 0 || e.InnerOffset > maxMemberSpan-size {
 		return c, fmt.Errorf("chunk %d bytes into its member", e.InnerOffset)
 	}
-	c.size = uint32(size)
+	c.size, c.inner = uint32(size), uint32(e.InnerOffset)
 	if e.ChunkDigest == "" {
 		return c, errors.New("chunk without a digest: not eStargz")
 	}
