@@ -3,6 +3,7 @@ package config
 import (
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -12,11 +13,16 @@ import (
 
 func load(t *testing.T, text string, environ ...string) (Node, error) {
 	t.Helper()
+	return Load(writeFile(t, text), environ)
+}
+
+func writeFile(t *testing.T, text string) string {
+	t.Helper()
 	name := filepath.Join(t.TempDir(), "airstream.toml")
 	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return Load(name, environ)
+	return name
 }
 
 func TestAnEmptyFileIsTheDefault(t *testing.T) {
@@ -42,7 +48,7 @@ url = "http://10.0.0.2:5000"
 	want := Default()
 	want.Root, want.State = "/data/airstream", "/run/other"
 	want.Snapshotter.Address = "/run/other/snapshotter.sock"
-	want.Mirror = Mirror{Address: "127.0.0.1:6000", Patience: Duration(90 * time.Second)}
+	want.Mirror.Address, want.Mirror.Patience = "127.0.0.1:6000", Duration(90*time.Second)
 	want.Fetch.Background = false
 	want.Registry = map[string]Registry{"registry.example:5000": {URL: "http://10.0.0.2:5000"}}
 	if diff := cmp.Diff(want, got); err != nil || diff != "" {
@@ -78,9 +84,15 @@ func TestErrorsNameTheThing(t *testing.T) {
 func FuzzDecode(f *testing.F) {
 	f.Add([]byte("root = \"/a\"\n[mirror]\npatience = \"3s\"\n"))
 	f.Add([]byte("[registry.\"a\"]\nurl = 3\n"))
+	f.Add([]byte("[limits]\nrate = \"256kbit\"\n[[limits.window]]\nfrom = \"22:00\"\nto = \"06:00\"\ndays = [\"sat\"]\n"))
+	f.Add([]byte("limits = {rate = 1, window = [{from = 2}]}\nmirror.rewrite = 3\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		n := Default()
-		if err := decode(b, &n); err != nil && err.Error() == "" {
+		s := Settings{Node: Default(), from: map[string]string{}}
+		lines, err := s.decode(b)
+		if err == nil {
+			err = s.validate(lines)
+		}
+		if err != nil && err.Error() == "" {
 			t.Error("an error without words")
 		}
 	})
@@ -105,7 +117,22 @@ func TestExampleIsTheDefault(t *testing.T) {
 		}
 		uncommented.WriteString(line)
 	}
-	if _, err := load(t, uncommented.String()); err != nil && !strings.Contains(err.Error(), "no such file") {
-		t.Errorf("with every line in force: %v", err)
+	full, err := Read(writeFile(t, uncommented.String()), nil)
+	if err != nil {
+		t.Fatalf("with every line in force: %v", err)
+	}
+	// Every key there is stands in it.
+	for _, l := range full.leaves() {
+		if full.from[l.key] == "" && l.key != "root" {
+			t.Errorf("deploy/airstream.toml does not say %s", l.key)
+		}
+	}
+	for name, v := range map[string]any{"mirror.rewrite": full.Mirror.Rewrite[0], "limits.window": full.Limits.Window[0], "registry": full.Registry["registry.example:5000"]} {
+		for i := range reflect.TypeOf(v).NumField() {
+			key := tomlName(reflect.TypeOf(v).Field(i))
+			if f := reflect.ValueOf(v).Field(i); f.IsZero() && f.Kind() != reflect.Bool {
+				t.Errorf("deploy/airstream.toml does not say %s of %s", key, name)
+			}
+		}
 	}
 }
