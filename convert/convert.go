@@ -17,9 +17,10 @@
 //     none. Signatures are of digests as well: sign the result.
 //   - A layer that this package has converted with the same options passes
 //     through unchanged, so converting twice changes nothing.
-//   - What a start reads (Options.Trace) is no part of a layer's bytes but an
-//     annotation of its descriptor. It is that of this conversion's trace and
-//     of no earlier one, whether the layer is built or not.
+//   - What a start reads (Options.Traces, Options.TraceFrom) is an annotation of
+//     a layer's descriptor. It is that of this conversion's traces and of no
+//     earlier one, whether the layer is built or not. The layer's bytes don't
+//     depend on it unless Options.Prioritize says so.
 //   - A layer whose conversion is on record, or that the destination's image
 //     holds already, is not built again, and not sent if it is there. The
 //     record is a small file for each layer (see records); what the
@@ -74,10 +75,21 @@ type Options struct {
 	// Jobs is how many layers are worked on at once; 0 means 3. Compression
 	// uses all CPUs whatever this is.
 	Jobs int
-	// Trace says what a start of the image reads. Layers carry what it means
-	// for them as an annotation; their bytes don't depend on it. nil means that
-	// this is not known.
-	Trace *trace.Trace
+	// Traces say what starts of the image, or of another version of it, read.
+	// Layers carry what that means for them as an annotation. Several are
+	// merged; see trace.Plans.
+	Traces []*trace.Trace
+	// TraceFrom is an image that was converted with a trace, an earlier version
+	// of this one: its plans are one more trace, for each platform its own, or
+	// that of the first image with plans. May be nil.
+	TraceFrom Source
+	// Prioritize puts the files that traces name at the beginning of their
+	// layers. The layers' bytes depend on the traces then, and are not shared
+	// with conversions that have other ones.
+	Prioritize bool
+	// AtHand is an image whose layers may be taken instead of built anew: what
+	// another Run with the same Layer has made of the same source. May be nil.
+	AtHand Source
 	// Rebuild builds every layer, whatever is known of it.
 	Rebuild bool
 	// Progress is told how far the layers are; nil means nobody is.
@@ -127,6 +139,8 @@ type Result struct {
 	New       v1.Hash   `json:"new" yaml:"new"` // what the destination names now
 	MediaType string    `json:"mediaType" yaml:"mediaType"`
 	Manifests []Mapping `json:"manifests" yaml:"manifests"` // in the order of the index
+	// Traces are those of Options, then those that Options.TraceFrom gave.
+	Traces []*trace.Trace `json:"-" yaml:"-"`
 }
 
 // Mapping says what became of one manifest.
@@ -146,9 +160,11 @@ type Layer struct {
 	OldSize   int64   `json:"oldSize" yaml:"oldSize"` // bytes of the blob
 	NewSize   int64   `json:"newSize" yaml:"newSize"`
 	TOCDigest string  `json:"tocDigest,omitempty" yaml:"tocDigest,omitempty"`
-	// Hot is how many bytes of the blob a start reads, as far as Options.Trace
-	// tells.
-	Hot int64 `json:"hot,omitempty" yaml:"hot,omitempty"`
+	TOCOffset int64   `json:"-" yaml:"-"` // bytes into the blob
+	// Hot is how many bytes of the blob a start reads, as far as the traces
+	// tell, and HotRuns in how many runs.
+	Hot     int64 `json:"hot,omitempty" yaml:"hot,omitempty"`
+	HotRuns int   `json:"hotRuns,omitempty" yaml:"hotRuns,omitempty"`
 	// How is Built, Known or Kept.
 	How string `json:"how" yaml:"how"`
 }
@@ -199,6 +215,12 @@ func run(ctx context.Context, src Source, dst Destination, previous Source, o Op
 	}
 	if previous != nil && !o.Rebuild {
 		w.earlier = readEarlier(ctx, previous, o)
+	}
+	if o.AtHand != nil {
+		w.atHand = readEarlier(ctx, o.AtHand, o)
+	}
+	if err := w.collectTraces(ctx, p); err != nil {
+		return nil, err
 	}
 	if err := w.layers(ctx, p); err != nil {
 		return nil, err

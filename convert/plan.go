@@ -45,12 +45,15 @@ type image struct {
 	is        v1.Platform
 	layers    []sourceLayer
 	rawLayers []*rawjson.Object
+	matchers  []int // numbers of works.matchers that are for it
 }
 
 // sourceLayer is a layer as the source has it.
 type sourceLayer struct {
 	d      v1.Descriptor
 	diffID v1.Hash
+	first  []string // files that are to be prioritized, in order
+	firstI string   // identifies that list; "" if it is empty
 }
 
 // readPlan reads all manifests and configs, and finds out what can't be
@@ -228,7 +231,7 @@ func (r *planner) readManifest(ctx context.Context, p *plan, o *rawjson.Object) 
 		if err := convertible(d); err != nil {
 			return fmt.Errorf("layer %d of %d, %s: %w", i+1, len(m.Layers), d.Digest, err)
 		}
-		img.layers = append(img.layers, sourceLayer{d, c.RootFS.DiffIDs[i]})
+		img.layers = append(img.layers, sourceLayer{d: d, diffID: c.RootFS.DiffIDs[i]})
 	}
 	p.image = img
 	return nil

@@ -14,6 +14,7 @@ import (
 
 	"github.com/airstream-io/airstream/convert/internal/rawjson"
 	"github.com/airstream-io/airstream/internal/annotation"
+	"github.com/airstream-io/airstream/internal/trace"
 )
 
 // publish writes configs and manifests, the children of an index before the
@@ -27,10 +28,10 @@ func (w *works) publish(ctx context.Context, p *plan) (*Result, error) {
 	if err := w.dst.Commit(ctx, d, raw); err != nil {
 		return nil, err
 	}
-	if w.o.Trace != nil && !slices.ContainsFunc(r.Manifests, func(m Mapping) bool { return m.Hot > 0 }) {
-		w.o.Log.WarnContext(ctx, "the trace has no effect: the image has none of the files that it says were read", slog.String("traced", w.o.Trace.Image))
+	if len(w.traces) > 0 && !slices.ContainsFunc(r.Manifests, func(m Mapping) bool { return m.Hot > 0 }) {
+		w.o.Log.WarnContext(ctx, "the trace has no effect: the image has none of the files that it says were read", slog.String("traced", w.traces[0].Image))
 	}
-	r.Old, r.New, r.MediaType = p.d.Digest, d.Digest, string(d.MediaType)
+	r.Old, r.New, r.MediaType, r.Traces = p.d.Digest, d.Digest, string(d.MediaType), w.traces
 	return r, nil
 }
 
@@ -47,7 +48,7 @@ func (w *works) write(ctx context.Context, p *plan, r *Result) (v1.Descriptor, [
 		if !d.MediaType.IsDistributable() {
 			continue // a runtime gets it from its vendor
 		}
-		if err := w.copyBlob(ctx, d, w.o.Progress.Layer(d.Digest, d.Size)); err != nil {
+		if err := w.copyBlob(ctx, w.src, d, w.o.Progress.Layer(d.Digest, d.Size)); err != nil {
 			return v1.Descriptor{}, nil, err
 		}
 	}
@@ -61,11 +62,11 @@ func (w *works) write(ctx context.Context, p *plan, r *Result) (v1.Descriptor, [
 
 func (w *works) writeImage(ctx context.Context, p *plan, r *Result) (v1.Descriptor, []byte, error) {
 	m := Mapping{Platform: p.image.is.String(), Old: p.d.Digest}
+	plans := w.plans(p.image)
 	for i, l := range p.image.layers {
 		c := w.done[w.o.key(l)]
-		hot := c.hot[place{i, len(p.image.layers)}].Size()
-		m.Layers = append(m.Layers, Layer{Old: l.d.Digest, New: c.Digest, OldSize: l.d.Size, NewSize: c.Size, TOCDigest: c.TOCDigest.String(), Hot: hot, How: c.how})
-		m.Hot += hot
+		m.Layers = append(m.Layers, Layer{Old: l.d.Digest, New: c.Digest, OldSize: l.d.Size, NewSize: c.Size, TOCDigest: c.TOCDigest.String(), TOCOffset: c.TOCOffset, Hot: plans[i].Size(), HotRuns: len(plans[i]), How: c.how})
+		m.Hot += plans[i].Size()
 	}
 	config, configD, err := w.config(p.image)
 	if err != nil {
@@ -77,7 +78,7 @@ func (w *works) writeImage(ctx context.Context, p *plan, r *Result) (v1.Descript
 	if err != nil {
 		return v1.Descriptor{}, nil, err
 	}
-	raw, err := w.manifest(p, configD)
+	raw, err := w.manifest(p, configD, plans)
 	if err != nil {
 		return v1.Descriptor{}, nil, fmt.Errorf("manifest %s: %w", p.d.Digest, err)
 	}
@@ -119,8 +120,8 @@ func (w *works) config(img *image) ([]byte, v1.Descriptor, error) {
 	return raw, d, err
 }
 
-// manifest returns the manifest with the converted layers.
-func (w *works) manifest(p *plan, configD v1.Descriptor) ([]byte, error) {
+// manifest returns the manifest with the converted layers and their plans.
+func (w *works) manifest(p *plan, configD v1.Descriptor, plans []trace.Plan) ([]byte, error) {
 	img := p.image
 	same := p.d.MediaType == types.OCIManifestSchema1 && img.configD.MediaType == configD.MediaType && img.configD.Digest == configD.Digest
 	for i, l := range img.layers {
@@ -132,8 +133,8 @@ func (w *works) manifest(p *plan, configD v1.Descriptor) ([]byte, error) {
 		}
 		// What an earlier conversion wrote and this one doesn't must not stay.
 		delete(a, annotation.Hot)
-		if plan := c.hot[place{i, len(img.layers)}]; len(plan) > 0 {
-			a[annotation.Hot] = plan.String()
+		if len(plans[i]) > 0 {
+			a[annotation.Hot] = plans[i].String()
 		}
 		if c.how == Kept {
 			if maps.Equal(a, l.d.Annotations) {
@@ -144,6 +145,7 @@ func (w *works) manifest(p *plan, configD v1.Descriptor) ([]byte, error) {
 				return nil, err
 			}
 			delete(a, annotation.GroupSize)
+			delete(a, annotation.Prioritized)
 			maps.Copy(a, k.annotations(c.converted))
 		}
 		same = false

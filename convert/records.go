@@ -28,11 +28,21 @@ type converted struct {
 	UncompressedSize int64   `json:"uncompressedSize"` // bytes
 	TOCDigest        v1.Hash `json:"tocDigest"`
 	TOCOffset        int64   `json:"tocOffset"` // bytes into the blob
+	// Prioritized identifies the list of files whose content comes first; "" if
+	// the layer has none of them, or there was no list.
+	Prioritized string `json:"prioritized,omitempty"`
 }
 
-func fromResult(r layer.Result) converted {
+func fromResult(r layer.Result, list string) converted {
 	h := func(id chunk.ID) v1.Hash { return v1.Hash{Algorithm: "sha256", Hex: fmt.Sprintf("%x", id[:])} }
-	return converted{h(r.Digest), r.Size, h(r.DiffID), r.UncompressedSize, h(r.TOCDigest), r.TOCOffset}
+	c := converted{
+		Digest: h(r.Digest), Size: r.Size, DiffID: h(r.DiffID), UncompressedSize: r.UncompressedSize,
+		TOCDigest: h(r.TOCDigest), TOCOffset: r.TOCOffset,
+	}
+	if r.Prioritized > 0 {
+		c.Prioritized = list
+	}
+	return c
 }
 
 func (c converted) valid() bool {
@@ -55,6 +65,7 @@ type key struct {
 	diffID v1.Hash // that the source was checked against
 	chunk  int64
 	group  int64
+	first  string // sourceLayer.firstI
 }
 
 func (o Options) key(l sourceLayer) key {
@@ -62,7 +73,7 @@ func (o Options) key(l sourceLayer) key {
 	if size == 0 {
 		size = chunk.DefaultSize
 	}
-	return key{l.d.Digest, l.diffID, size, o.Layer.GroupSize}
+	return key{l.d.Digest, l.diffID, size, o.Layer.GroupSize, l.firstI}
 }
 
 // annotations are what a layer made for k carries.
@@ -78,19 +89,16 @@ func (k key) annotations(c converted) map[string]string {
 	if k.group != 0 {
 		a[annotation.GroupSize] = strconv.FormatInt(k.group, 10)
 	}
+	if c.Prioritized != "" {
+		a[annotation.Prioritized] = c.Prioritized
+	}
 	return a
 }
 
 // fromAnnotations reads a layer that this package made with o back from its
 // descriptor.
 func fromAnnotations(d v1.Descriptor, diffID v1.Hash, o Options) (source v1.Hash, c converted, ok bool) {
-	number := func(name string) int64 {
-		n, err := strconv.ParseInt(d.Annotations[name], 10, 64)
-		if err != nil {
-			return 0
-		}
-		return n
-	}
+	number := func(name string) int64 { return decimal(d, name) }
 	source, err := v1.NewHash(d.Annotations[annotation.Source])
 	if err != nil {
 		return v1.Hash{}, converted{}, false
@@ -100,10 +108,19 @@ func fromAnnotations(d v1.Descriptor, diffID v1.Hash, o Options) (source v1.Hash
 		return v1.Hash{}, converted{}, false
 	}
 	k := o.key(sourceLayer{})
-	c = converted{d.Digest, d.Size, diffID, number(annotation.UncompressedSize), table, number(annotation.TOCOffset)}
+	c = converted{d.Digest, d.Size, diffID, number(annotation.UncompressedSize), table, number(annotation.TOCOffset), d.Annotations[annotation.Prioritized]}
 	ok = d.MediaType == types.OCILayer && c.valid() && number(annotation.Format) == layer.Format &&
 		number(annotation.ChunkSize) == k.chunk && number(annotation.GroupSize) == k.group
 	return source, c, ok
+}
+
+// decimal reads an annotation with a number; 0 if there is none.
+func decimal(d v1.Descriptor, name string) int64 {
+	n, err := strconv.ParseInt(d.Annotations[name], 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
 }
 
 // records remembers conversions on disk, one small JSON file for each key.
@@ -112,7 +129,11 @@ func fromAnnotations(d v1.Descriptor, diffID v1.Hash, o Options) (source v1.Hash
 type records struct{ dir string }
 
 func (r records) path(k key) string {
-	sum := sha256.Sum256(fmt.Appendf(nil, "%d %s %s %d %d", layer.Format, k.source, k.diffID, k.chunk, k.group))
+	name := fmt.Appendf(nil, "%d %s %s %d %d", layer.Format, k.source, k.diffID, k.chunk, k.group)
+	if k.first != "" {
+		name = append(append(name, ' '), k.first...)
+	}
+	sum := sha256.Sum256(name)
 	return filepath.Join(r.dir, fmt.Sprintf("%x.json", sum))
 }
 
@@ -157,11 +178,17 @@ func (r records) put(k key, c converted) error {
 	return nil
 }
 
+// made names a converted layer by what it was made of.
+type made struct {
+	source v1.Hash
+	first  string // sourceLayer.firstI
+}
+
 // readEarlier finds the converted layers in what the destination's name holds
-// so far, by their source. Whatever is wrong with it, it is about to be
+// so far, by what they were made of. Whatever is wrong with it, it is about to be
 // replaced.
-func readEarlier(ctx context.Context, previous Source, o Options) map[v1.Hash]converted {
-	found := map[v1.Hash]converted{}
+func readEarlier(ctx context.Context, previous Source, o Options) map[made]converted {
+	found := map[made]converted{}
 	p, err := readPlan(ctx, previous, nil)
 	if err != nil {
 		o.Log.DebugContext(ctx, "nothing to reuse at the destination", slog.Any("error", err))
@@ -170,7 +197,7 @@ func readEarlier(ctx context.Context, previous Source, o Options) map[v1.Hash]co
 	for _, m := range p.images() {
 		for _, l := range m.image.layers {
 			if source, c, ok := fromAnnotations(l.d, l.diffID, o); ok {
-				found[source] = c
+				found[made{source, c.Prioritized}] = c
 			}
 		}
 	}

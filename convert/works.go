@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
-	"slices"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -18,6 +17,7 @@ import (
 	"github.com/airstream-io/airstream/convert/internal/cancelable"
 	"github.com/airstream-io/airstream/convert/layer"
 	"github.com/airstream-io/airstream/convert/location"
+	"github.com/airstream-io/airstream/internal/trace"
 )
 
 // fetchTries is how often a layer is read before a broken connection ends the
@@ -33,8 +33,12 @@ type works struct {
 	scratch layer.Scratch
 	records records
 
-	previous Source                // what the destination's name holds; may be nil
-	earlier  map[v1.Hash]converted // in previous, by source
+	previous Source             // what the destination's name holds; may be nil
+	earlier  map[made]converted // in previous
+	atHand   map[made]converted // in Options.AtHand
+
+	traces   []*trace.Trace   // of Options, then of Options.TraceFrom
+	matchers []*trace.Matcher // for them, merged; image.matchers says which are for whom
 
 	done map[key]outcome // complete when layers has returned
 }
@@ -42,45 +46,33 @@ type works struct {
 // outcome is what became of one layer.
 type outcome struct {
 	converted
-	how string
-	hot hotPlans
-}
-
-// job is a layer to be worked on, and all places that it has.
-type job struct {
-	sourceLayer
-	places []place
+	how     string
+	matches []*trace.Match // by number of the matcher
 }
 
 // layers brings all layers of the plan to the destination, each once.
 func (w *works) layers(ctx context.Context, p *plan) error {
-	var todo []job
+	var todo []sourceLayer
 	at := map[key]int{} // in todo
 	for _, m := range p.images() {
-		for i, l := range m.image.layers {
-			k := w.o.key(l)
-			if _, ok := at[k]; !ok {
+		for _, l := range m.image.layers {
+			if k := w.o.key(l); !has(at, k) {
 				at[k] = len(todo)
-				todo = append(todo, job{sourceLayer: l})
-			}
-			j := &todo[at[k]]
-			if pl := (place{i, len(m.image.layers)}); !slices.Contains(j.places, pl) {
-				j.places = append(j.places, pl)
+				todo = append(todo, l)
 			}
 		}
 	}
 	results := make([]outcome, len(todo))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(w.o.Jobs)
-	for i, j := range todo {
-		l := j.sourceLayer
+	for i, l := range todo {
 		task := w.o.Progress.Layer(l.d.Digest, l.d.Size)
 		g.Go(func() error {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
 			var err error
-			if results[i], err = w.layer(ctx, l, w.o.traced(j.places), task); err != nil {
+			if results[i], err = w.layer(ctx, l, task); err != nil {
 				return fmt.Errorf("layer %s: %w", l.d.Digest, err)
 			}
 			task.Done(results[i].how)
@@ -97,20 +89,23 @@ func (w *works) layers(ctx context.Context, p *plan) error {
 	return nil
 }
 
+func has[K comparable, V any](m map[K]V, k K) bool { _, ok := m[k]; return ok }
+
 // layer brings one layer to the destination, with as little work as possible.
-// places are those that need a plan.
-func (w *works) layer(ctx context.Context, l sourceLayer, places []place, task Task) (outcome, error) {
+func (w *works) layer(ctx context.Context, l sourceLayer, task Task) (outcome, error) {
 	if !w.o.Rebuild {
-		if _, c, ok := fromAnnotations(l.d, l.diffID, w.o); ok {
-			if err := w.copyBlob(ctx, l.d, task); err != nil {
+		// One that has other files first is not what was asked for, unless
+		// nothing was asked for.
+		if _, c, ok := fromAnnotations(l.d, l.diffID, w.o); ok && (l.firstI == "" || l.firstI == c.Prioritized) {
+			if err := w.copyBlob(ctx, w.src, l.d, task); err != nil {
 				return outcome{}, err
 			}
-			hot, err := w.readHotPlans(ctx, w.src, c, places, task)
-			return outcome{c, Kept, hot}, err
+			matches, err := w.readMatches(ctx, w.src, c, task)
+			return outcome{c, Kept, matches}, err
 		}
 		for _, known := range []func() (converted, bool){
 			func() (converted, bool) { return w.records.get(w.o.key(l)) },
-			func() (converted, bool) { c, ok := w.earlier[l.d.Digest]; return c, ok },
+			func() (converted, bool) { c, ok := w.earlier[made{l.d.Digest, l.firstI}]; return c, ok },
 		} {
 			c, ok := known()
 			if !ok {
@@ -121,25 +116,32 @@ func (w *works) layer(ctx context.Context, l sourceLayer, places []place, task T
 			} else if !there {
 				continue
 			}
-			hot, err := w.readHotPlans(ctx, w.previous, c, places, task)
+			matches, err := w.readMatches(ctx, w.previous, c, task)
 			if err == nil {
-				return outcome{c, Known, hot}, nil
+				return outcome{c, Known, matches}, nil
 			}
 			w.o.Log.DebugContext(ctx, "table of contents can't be read back, so the layer is built again", slog.String("layer", l.d.Digest.String()), slog.Any("error", err))
 		}
 	}
-	c, hot, err := w.build(ctx, l, places, task)
+	if c, ok := w.atHand[made{l.d.Digest, l.firstI}]; ok {
+		if err := w.copyBlob(ctx, w.o.AtHand, c.descriptor(), task); err != nil {
+			return outcome{}, err
+		}
+		matches, err := w.readMatches(ctx, w.o.AtHand, c, task)
+		return outcome{c, Built, matches}, err
+	}
+	c, matches, err := w.build(ctx, l, task)
 	if err != nil {
 		return outcome{}, err
 	}
 	if err := w.records.put(w.o.key(l), c); err != nil {
 		w.o.Log.WarnContext(ctx, "conversion not recorded, the next one will build this layer again", slog.String("layer", l.d.Digest.String()), slog.Any("error", err))
 	}
-	return outcome{c, Built, hot}, nil
+	return outcome{c, Built, matches}, nil
 }
 
-// build converts a layer, makes its plans and sends it.
-func (w *works) build(ctx context.Context, l sourceLayer, places []place, task Task) (c converted, hot hotPlans, err error) {
+// build converts a layer, matches it with the traces and sends it.
+func (w *works) build(ctx context.Context, l sourceLayer, task Task) (c converted, matches []*trace.Match, err error) {
 	tar, size, err := w.fetch(ctx, l, task)
 	if err != nil {
 		return converted{}, nil, err
@@ -151,20 +153,22 @@ func (w *works) build(ctx context.Context, l sourceLayer, places []place, task T
 	}
 	defer out.Close() //nolint:errcheck // likewise
 	task.Phase("convert", size)
-	r, err := layer.Convert(ctx, out, layer.Tar{ReaderAt: tar, Size: size}, w.o.Layer, w.pool, w.scratch, task.Advance)
+	o := w.o.Layer
+	o.Prioritize = l.first
+	r, err := layer.Convert(ctx, out, layer.Tar{ReaderAt: tar, Size: size}, o, w.pool, w.scratch, task.Advance)
 	if err != nil {
 		return converted{}, nil, err
 	}
 	if err := tar.Close(); err != nil { // frees the disk while the rest waits for the network
 		return converted{}, nil, err
 	}
-	c = fromResult(r)
-	if len(places) > 0 {
-		if hot, err = w.o.hotPlans(io.NewSectionReader(out, c.TOCOffset, c.Size-c.TOCOffset), c, places); err != nil {
+	c = fromResult(r, l.firstI)
+	if len(w.matchers) > 0 {
+		if matches, err = w.match(io.NewSectionReader(out, c.TOCOffset, c.Size-c.TOCOffset), c); err != nil {
 			return converted{}, nil, err
 		}
 	}
-	return c, hot, w.put(ctx, c.descriptor(), task, func() (io.ReadCloser, error) {
+	return c, matches, w.put(ctx, c.descriptor(), task, func() (io.ReadCloser, error) {
 		return io.NopCloser(io.NewSectionReader(out, 0, c.Size)), nil
 	})
 }
@@ -238,10 +242,10 @@ func unpack(ctx context.Context, w io.Writer, r io.Reader) (int64, error) {
 	return io.Copy(w, cancelable.Reader(ctx, tar))
 }
 
-// copyBlob brings a blob to the destination as it is.
-func (w *works) copyBlob(ctx context.Context, d v1.Descriptor, task Task) error {
+// copyBlob brings a blob of src to the destination as it is.
+func (w *works) copyBlob(ctx context.Context, src Source, d v1.Descriptor, task Task) error {
 	return w.put(ctx, d, task, func() (io.ReadCloser, error) {
-		rc, err := open(ctx, w.src, d)
+		rc, err := open(ctx, src, d)
 		if err != nil {
 			return nil, err
 		}

@@ -19,7 +19,6 @@ import (
 	"github.com/airstream-io/airstream/convert/layer"
 	"github.com/airstream-io/airstream/convert/location"
 	"github.com/airstream-io/airstream/internal/chunk"
-	"github.com/airstream-io/airstream/internal/trace"
 )
 
 const convertLong = `Convert an image so that a node can start it before it is all there.
@@ -34,6 +33,12 @@ All platforms of an image are converted unless --platform says which. The
 digests change; -o json prints which became which. Attestations of the source
 (provenance, SBOM) are copied and go on naming the digests of the source;
 signatures have to be made anew.
+
+An image can say what its start reads, so that nodes fetch that before anybody
+asks. --record runs the converted image in a container, without network, until
+it is ready (Linux, root, /dev/fuse and runc are needed); --trace takes what was
+recorded elsewhere, several times if need be; --trace-from takes it from an
+earlier version. Together they are merged.
 
 What was converted before is not built or sent again. DST gets its name when
 everything is in place and not before. Credentials come from docker's config
@@ -50,7 +55,11 @@ type convertFlags struct {
 	chunkSize  string
 	groupSize  string
 	workDir    string
-	trace      string
+	traces     []string
+	traceFrom  string
+	saveTrace  string
+	prioritize bool
+	record     recordFlags
 	jobs       int
 	rebuild    bool
 	plainHTTP  bool
@@ -66,7 +75,9 @@ func newConvertCommand(std streams) *cobra.Command {
 		Long:  convertLong,
 		Example: `  airstream convert registry.example/app:1.0 registry.example/app:1.0-lazy
   docker save app:1.0 -o app.tar && airstream convert docker-archive:app.tar oci:app
-  airstream convert --platform linux/arm64 oci:app registry.example/app:arm -o json`,
+  airstream convert --platform linux/arm64 oci:app registry.example/app:arm -o json
+  airstream convert --record '' --ready 'listening on' oci:app registry.example/app:1.0
+  airstream convert --trace-from registry.example/app:1.0 oci:app registry.example/app:1.1`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 2 {
 				return exitWith(exitUsage, fmt.Errorf("convert: got %d arguments, want SRC and DST; see airstream convert --help", len(args)))
@@ -77,6 +88,7 @@ func newConvertCommand(std streams) *cobra.Command {
 			if err := flagsFromEnv(c.Flags(), os.LookupEnv); err != nil {
 				return exitWith(exitUsage, fmt.Errorf("convert: %w", err))
 			}
+			f.record.wanted = c.Flags().Changed("record")
 			return runConvert(c.Context(), std, f, args[0], args[1])
 		},
 	}
@@ -88,7 +100,11 @@ func newConvertCommand(std streams) *cobra.Command {
 	fs.StringVar(&f.chunkSize, "chunk-size", formatSize(chunk.DefaultSize), "cut files every `SIZE` bytes, like 64KiB")
 	fs.StringVar(&f.groupSize, "group-size", "0", "let small files share up to `SIZE` bytes: smaller image, larger misses, and estargz's own verifier refuses it")
 	fs.StringVar(&f.workDir, "work-dir", "", "`DIR` for scratch files, a few times the largest layer (default $TMPDIR or airstream/work in the user's cache)")
-	fs.StringVar(&f.trace, "trace", "", "say in the image what a start reads, so that nodes fetch it before anybody asks: a `FILE` from airstream trace")
+	fs.StringArrayVar(&f.traces, "trace", nil, "say in the image what a start reads: a `FILE` from airstream trace; may be given several times")
+	fs.StringVar(&f.traceFrom, "trace-from", "", "say in the image what a start of an earlier version reads: a converted image at `PLACE`")
+	fs.StringVar(&f.saveTrace, "save-trace", "", "write what was recorded, given and taken over to `FILE`")
+	fs.BoolVar(&f.prioritize, "prioritize", false, "put the files that a start reads first in their layers: fewer requests, also from stargz nodes, but layers of their own for each trace")
+	f.record.register(fs)
 	fs.IntVar(&f.jobs, "jobs", 3, "work on `N` layers at once")
 	fs.BoolVar(&f.rebuild, "rebuild", false, "build every layer, even if it was converted before")
 	fs.BoolVar(&f.plainHTTP, "plain-http", false, "allow HTTP for registries without TLS")
@@ -100,18 +116,22 @@ func newConvertCommand(std streams) *cobra.Command {
 // flagsFromEnv sets the flags that weren't given from AIRSTREAM_… variables.
 func flagsFromEnv(fs *pflag.FlagSet, lookup func(string) (string, bool)) error {
 	var errs []error
-	fs.VisitAll(func(f *pflag.Flag) {
-		if f.Changed || f.Name == "help" {
-			return
-		}
-		name := "AIRSTREAM_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
-		if v, ok := lookup(name); ok && v != "" {
-			if err := fs.Set(f.Name, v); err != nil {
-				errs = append(errs, fmt.Errorf("%s=%s: %w", name, v, err))
-			}
-		}
-	})
+	fs.VisitAll(func(f *pflag.Flag) { errs = append(errs, flagFromEnv(f, fs, lookup)) })
 	return errors.Join(errs...)
+}
+
+// flagFromEnv does that for one flag.
+func flagFromEnv(f *pflag.Flag, fs *pflag.FlagSet, lookup func(string) (string, bool)) error {
+	if f.Changed || f.Name == "help" {
+		return nil
+	}
+	name := "AIRSTREAM_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
+	if v, ok := lookup(name); ok && v != "" {
+		if err := fs.Set(f.Name, v); err != nil {
+			return fmt.Errorf("%s=%s: %w", name, v, err)
+		}
+	}
+	return nil
 }
 
 func runConvert(ctx context.Context, std streams, f convertFlags, from, to string) error {
@@ -134,19 +154,63 @@ func runConvert(ctx context.Context, std streams, f convertFlags, from, to strin
 		}
 	}
 	o.Log = slog.New(slog.NewTextHandler(std.err, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	var finish func()
-	if !f.noProgress {
-		o.Progress, finish = newConvertProgress(std.err)
-		defer finish()
-	}
-	r, err := convertImage(ctx, src, dst, lo, o)
-	if finish != nil {
-		finish() // before anything else is written to the terminal
-	}
+	c := conversion{std: std, flags: f, src: src, dst: dst, places: lo, o: o}
+	r, err := c.run(ctx)
 	if err != nil {
 		return explainConvert(ctx, err, src, dst, o.WorkDir)
 	}
 	return exitWith(exitFailure, printConvert(std.out, f.output, from, to, r))
+}
+
+// conversion is one invocation under way.
+type conversion struct {
+	std      streams
+	flags    convertFlags
+	src, dst location.Location
+	places   location.Options
+	o        convert.Options
+}
+
+// run converts the image, and records it before if that was asked for.
+func (c *conversion) run(ctx context.Context) (r *convert.Result, err error) {
+	if c.flags.record.wanted {
+		rec, err := c.record(ctx)
+		if rec != nil {
+			defer func() { err = errors.Join(err, rec.Close()) }()
+		}
+		if err != nil {
+			return nil, err
+		}
+		c.o.Traces = append(c.o.Traces, rec.traces...)
+		c.o.AtHand = rec.image
+	}
+	if r, err = c.convert(ctx, c.dst, c.o); err != nil {
+		return nil, err
+	}
+	return r, c.saveTrace(r.Traces)
+}
+
+// convert converts the image to a place, and shows how far it is.
+func (c *conversion) convert(ctx context.Context, to location.Location, o convert.Options) (*convert.Result, error) {
+	if !c.flags.noProgress {
+		var finish func()
+		o.Progress, finish = newConvertProgress(c.std.err)
+		defer finish() // before anything else is written to the terminal
+	}
+	if c.flags.traceFrom == "" {
+		return convertImage(ctx, c.src, to, c.places, o)
+	}
+	place, err := location.Parse(c.flags.traceFrom, c.places)
+	if err != nil {
+		return nil, err
+	}
+	from, err := place.OpenSource(ctx, c.places, o.WorkDir)
+	if err != nil {
+		return nil, err
+	}
+	defer from.Close() //nolint:errcheck // only read from
+	o.TraceFrom = from
+	return convertImage(ctx, c.src, to, c.places, o)
 }
 
 // convertImage opens both ends, and leaves the destination as it was unless
@@ -171,7 +235,7 @@ func convertImage(ctx context.Context, from, to location.Location, lo location.O
 }
 
 func (f convertFlags) options() (convert.Options, error) {
-	o := convert.Options{WorkDir: f.workDir, Jobs: f.jobs, Rebuild: f.rebuild}
+	o := convert.Options{WorkDir: f.workDir, Jobs: f.jobs, Rebuild: f.rebuild, Prioritize: f.prioritize}
 	if !slices.Contains([]string{"table", "json", "yaml"}, f.output) {
 		return o, fmt.Errorf("--output %s: want table, json or yaml", f.output)
 	}
@@ -191,10 +255,15 @@ func (f convertFlags) options() (convert.Options, error) {
 	if err := o.Layer.Validate(); err != nil {
 		return o, err
 	}
-	if f.trace != "" {
-		if o.Trace, err = readTrace(f.trace); err != nil {
-			return o, fmt.Errorf("--trace %s: %w", f.trace, err)
+	for _, name := range f.traces {
+		t, err := readTrace(name)
+		if err != nil {
+			return o, fmt.Errorf("--trace %s: %w", name, err)
 		}
+		o.Traces = append(o.Traces, t)
+	}
+	if err := f.checkTraces(); err != nil {
+		return o, err
 	}
 	for _, s := range f.platforms {
 		if s == "all" && len(f.platforms) == 1 {
@@ -212,15 +281,6 @@ func (f convertFlags) options() (convert.Options, error) {
 	return o, nil
 }
 
-func readTrace(name string) (*trace.Trace, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close() //nolint:errcheck // a reader
-	return trace.Decode(f)
-}
-
 // defaultWorkDir prefers the cache to /tmp, which on many systems is memory.
 func defaultWorkDir() (string, error) {
 	if dir := os.Getenv("TMPDIR"); dir != "" {
@@ -234,14 +294,22 @@ func defaultWorkDir() (string, error) {
 	return dir, os.MkdirAll(dir, 0o700)
 }
 
+// nextStep says below an error what to do.
+func nextStep(err error, format string, args ...any) error {
+	return fmt.Errorf("%w\n  "+format, append([]any{err}, args...)...)
+}
+
 // explainConvert gives an error its exit code and the next step.
 func explainConvert(ctx context.Context, err error, src, dst location.Location, workDir string) error {
 	step := func(code int, format string, args ...any) error {
-		return exitWith(code, fmt.Errorf("%w\n  "+format, append([]any{err}, args...)...))
+		return exitWith(code, nextStep(err, format, args...))
 	}
 	host := src.Host()
 	if strings.Contains(err.Error(), "write ") && dst.Host() != "" || host == "" {
 		host = dst.Host()
+	}
+	if known, ok := errors.AsType[*exitError](err); ok && ctx.Err() == nil {
+		return known
 	}
 	switch {
 	case ctx.Err() != nil:

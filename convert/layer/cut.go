@@ -3,11 +3,13 @@ package layer
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"fmt"
 	"hash"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/containerd/stargz-snapshotter/estargz"
@@ -79,18 +81,28 @@ type cutter struct {
 	advance      func(int64)
 }
 
-func (c *cutter) cut(entries []entry, rows []row) error {
-	if err := c.landmark(); err != nil {
-		return err
+// cut writes the entries in an order that has hot of them before the landmark.
+func (c *cutter) cut(entries []entry, rows []row, order []int, hot int) error {
+	landmark := estargz.NoPrefetchLandmark
+	if hot > 0 {
+		landmark = estargz.PrefetchLandmark
 	}
-	next := 0
-	for i := range entries {
+	for n, i := range order {
+		if n == hot {
+			if err := c.landmark(landmark); err != nil {
+				return err
+			}
+		}
 		var r *row
-		if next < len(rows) && rows[next].entry == i {
-			r = &rows[next]
-			next++
+		if k, ok := slices.BinarySearchFunc(rows, i, func(r row, i int) int { return cmp.Compare(r.entry, i) }); ok {
+			r = &rows[k]
 		}
 		if err := c.entry(entries, i, r); err != nil {
+			return err
+		}
+	}
+	if hot == len(order) {
+		if err := c.landmark(landmark); err != nil {
 			return err
 		}
 	}
@@ -98,13 +110,14 @@ func (c *cutter) cut(entries []entry, rows []row) error {
 }
 
 // landmark writes the file that tells stargz-snapshotter how far to prefetch:
-// not at all. It must begin a member, and come before all content.
-func (c *cutter) landmark() error {
+// up to here, or, by its other name, not at all. It must begin a member; the
+// latter must come before all content.
+func (c *cutter) landmark(name string) error {
 	const content = "\x0f"
-	if err := c.head(plainHeader(estargz.NoPrefetchLandmark, int64(len(content)))); err != nil {
+	if err := c.head(plainHeader(name, int64(len(content)))); err != nil {
 		return err
 	}
-	f := &file{entry: tableEntry{TOCEntry: estargz.TOCEntry{Name: estargz.NoPrefetchLandmark, Type: "reg", Size: 1, Mode: 0o444}}}
+	f := &file{entry: tableEntry{TOCEntry: estargz.TOCEntry{Name: name, Type: "reg", Size: 1, Mode: 0o444}}}
 	c.alone = true
 	if err := c.content(f, strings.NewReader(content), 1); err != nil {
 		return err

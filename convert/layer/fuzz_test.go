@@ -13,6 +13,7 @@ import (
 func FuzzConvert(f *testing.F) {
 	f.Add(makeTar(f, nasty()[:20]), uint16(4096), uint16(0))
 	f.Add(makeTar(f, []file{regular("a", "x"), link("b", "a"), regular("a", "y"), symlink("c", "d"), dir("d"), regular("c/e", "z")}), uint16(4096), uint16(512))
+	f.Add(makeTar(f, []file{dir("c"), regular("a", "x"), link("b", "a"), regular("c/.wh..wh..opq", ""), regular("c/e", "z")}), uint16(4096), uint16(1))
 	for _, format := range []string{"gnu", "pax"} {
 		b, err := os.ReadFile("testdata/sparse-" + format + ".tar")
 		if err != nil {
@@ -23,6 +24,9 @@ func FuzzConvert(f *testing.F) {
 	dir := f.TempDir()
 	f.Fuzz(func(t *testing.T, raw []byte, chunkSize, groupSize uint16) {
 		o := layer.Options{ChunkSize: max(layer.MinChunkSize, int64(chunkSize)), GroupSize: int64(groupSize)}
+		if groupSize%2 == 1 {
+			o.Prioritize = []string{"c/e", "b", "/a", "../x", ""}
+		}
 		var blob bytes.Buffer
 		res, err := layer.Convert(t.Context(), &limitedBuffer{&blob}, layer.Tar{ReaderAt: bytes.NewReader(raw), Size: int64(len(raw))}, o,
 			pool, layer.ScratchIn(dir), nil)

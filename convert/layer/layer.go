@@ -15,6 +15,13 @@
 //	TOC        one member: tar entry stargz.index.json and the end of the tar
 //	footer     51 bytes: an empty member whose extra field gives the TOC's offset
 //
+// With Options.Prioritize the files that it names come first, with the
+// directories that they are in, and behind them the landmark, which is then
+// called .prefetch.landmark; the other entries follow in the order of the source.
+// What a start reads is one run of the blob then, for stargz-snapshotter as well,
+// which fetches what is in front of that landmark at once. If none of the files
+// can be moved, the layer is as without.
+//
 // Headers are copied from the source as they are, byte by byte: PAX records,
 // nanoseconds, names that are not UTF-8. Dropped are the landmarks and the
 // table of an eStargz source and the padding behind the last entry. Sparse
@@ -98,6 +105,10 @@ type Options struct {
 	// GroupSize is the size in bytes up to which chunks share a member; 0
 	// means that they don't.
 	GroupSize int64
+	// Prioritize names files, by path, that are written before all others, in
+	// this order, as far as the tar has them and they can be moved without
+	// harm.
+	Prioritize []string
 }
 
 // Validate checks the sizes.

@@ -179,8 +179,12 @@ func TestTreeIsThatOfTheSourceAtRandom(t *testing.T) {
 
 func randomTar(t *testing.T, seed uint64) []byte {
 	t.Helper()
+	return randomTarOf(t, seed, []string{"a", "b", "c", "d/a", "d/b", "d/e/a", "s/a"})
+}
+
+func randomTarOf(t *testing.T, seed uint64, names []string) []byte {
+	t.Helper()
 	r := rand.New(rand.NewPCG(seed, 2))
-	names := []string{"a", "b", "c", "d/a", "d/b", "d/e/a", "s/a"}
 	var files []file
 	present := map[string]bool{}
 	files = append(files, dir("d"), symlink("s", "d/e"), dir("d/e"))

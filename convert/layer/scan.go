@@ -32,6 +32,7 @@ type entry struct {
 	end        int64  // behind its padding
 	kind       byte   // tar.TypeReg and so on
 	sparse     bool
+	global     bool // global headers are among its headers
 }
 
 // scan lists the entries that are copied, in the order of the tar, and tells
@@ -86,7 +87,7 @@ func scan(ctx context.Context, t Tar) ([]entry, error) {
 			continue
 		}
 		if global >= 0 {
-			e.start, global = global, -1
+			e.start, e.global, global = global, true, -1
 		}
 		if len(entries) == maxEntries {
 			return nil, fmt.Errorf("%w: more than %d entries", ErrInvalid, maxEntries)

@@ -159,7 +159,7 @@ func lazyTree(t *testing.T, blob []byte, res layer.Result) unpacked {
 			n.Xattrs[k] = string(v)
 		}
 		seen[e] = n
-		if name != ".no.prefetch.landmark" {
+		if name != estargz.NoPrefetchLandmark && name != estargz.PrefetchLandmark {
 			tree[name] = n
 		}
 		if e.Type == "reg" && e.Size > 0 {

@@ -26,6 +26,7 @@ type Result struct {
 	TOCOffset        int64    // bytes into the blob
 	Entries          int      // in the table, chunks of a file counting as one
 	Chunks           int
+	Prioritized      int // entries before the landmark: files and the directories that they are in
 }
 
 // Convert reads the tar t and writes the eStargz blob to w, compressing in
@@ -56,6 +57,7 @@ func convert(ctx context.Context, w io.Writer, t Tar, o Options, pool *Pool, scr
 	if err != nil {
 		return Result{}, err
 	}
+	list, hot := order(entries, o.Prioritize)
 	toc, err := newTable(scratch)
 	if err != nil {
 		return Result{}, err
@@ -64,7 +66,7 @@ func convert(ctx context.Context, w io.Writer, t Tar, o Options, pool *Pool, scr
 
 	g, ctx := errgroup.WithContext(ctx)
 	work := make(chan *member, pool.size())
-	order := make(chan *member, 2*pool.size())
+	inOrder := make(chan *member, 2*pool.size())
 	for range pool.size() {
 		g.Go(func() error {
 			for m := range work {
@@ -76,17 +78,19 @@ func convert(ctx context.Context, w io.Writer, t Tar, o Options, pool *Pool, scr
 		})
 	}
 	out := &output{w: w, sum: sha256.New(), toc: toc}
-	g.Go(func() error { return out.collect(ctx, order) })
-	c := &cutter{ctx: ctx, tar: t, o: o, work: work, order: order, diffID: sha256.New(), advance: advance}
+	g.Go(func() error { return out.collect(ctx, inOrder) })
+	c := &cutter{ctx: ctx, tar: t, o: o, work: work, order: inOrder, diffID: sha256.New(), advance: advance}
 	g.Go(func() error {
 		defer close(work)
-		defer close(order)
-		return c.cut(entries, rows)
+		defer close(inOrder)
+		return c.cut(entries, rows, list, hot)
 	})
 	if err := g.Wait(); err != nil {
 		return Result{}, err
 	}
-	return out.finish(c)
+	r, err := out.finish(c)
+	r.Prioritized = hot
+	return r, err
 }
 
 // output is the end of the line: it writes members in order, and knows only

@@ -110,6 +110,10 @@ func Parse(s string, o Options) (Location, error) {
 	return l, nil
 }
 
+// InLayout returns the location of the only image of the OCI image layout in a
+// directory, whatever characters its name has.
+func InLayout(dir string) Location { return Location{kind: layoutKind, raw: "oci:" + dir, path: dir} }
+
 // String returns the location as it was written.
 func (l Location) String() string { return l.raw }
 

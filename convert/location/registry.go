@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -25,15 +26,19 @@ type registry struct {
 	puller *remote.Puller
 	pusher *remote.Pusher
 	from   *name.Repository // where blobs may be mounted from
+
+	keychain  authn.Keychain
+	transport http.RoundTripper
+	ranges    atomic.Pointer[http.Client] // nil until somebody reads a range
 }
 
 func openRegistry(ref name.Reference, o Options) (*registry, error) {
 	opts := []remote.Option{remote.WithUserAgent("airstream")}
-	if o.Keychain != nil {
-		opts = append(opts, remote.WithAuthFromKeychain(o.Keychain))
-	} else {
-		opts = append(opts, remote.WithAuthFromKeychain(authn.DefaultKeychain))
+	keychain := o.Keychain
+	if keychain == nil {
+		keychain = authn.DefaultKeychain
 	}
+	opts = append(opts, remote.WithAuthFromKeychain(keychain))
 	if o.Transport != nil {
 		opts = append(opts, remote.WithTransport(o.Transport))
 	}
@@ -48,7 +53,7 @@ func openRegistry(ref name.Reference, o Options) (*registry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("location: open %s: %w", ref, err)
 	}
-	return &registry{ref: ref, puller: puller, pusher: pusher}, nil
+	return &registry{ref: ref, puller: puller, pusher: pusher, keychain: keychain, transport: defaultTransport(o)}, nil
 }
 
 func (r *registry) Root(ctx context.Context) (v1.Descriptor, []byte, error) {

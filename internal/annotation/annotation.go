@@ -28,8 +28,12 @@ const (
 	// absent where every chunk has a member to itself.
 	GroupSize = "io.airstream.layer.group-size"
 
+	// Prioritized is the digest of the list of files that were to come first in
+	// the blob; absent where none did.
+	Prioritized = "io.airstream.layer.prioritized"
+
 	// Format is the version of the converter's layout, layer.Format. Equal
-	// Source, ChunkSize, GroupSize and Format mean equal bytes.
+	// Source, ChunkSize, GroupSize, Prioritized and Format mean equal bytes.
 	Format = "io.airstream.layer.format"
 
 	// Source is the digest of the layer blob that this one was made from.

@@ -1,16 +1,12 @@
 package trace
 
 import (
-	"cmp"
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
-	"slices"
 	"strings"
-
-	"github.com/airstream-io/airstream/internal/toc"
 )
 
 // Run is a run of a layer blob that a start needs.
@@ -20,8 +16,9 @@ type Run struct {
 	Size   int64  // bytes of the blob, at least 1
 }
 
-// Plan is the runs of one layer. NewPlan's are sorted by Rank, then Offset, and
-// don't overlap; see ParsePlan for what can be said of one that was read.
+// Plan is the runs of one layer. Those that Plans returns are sorted by Rank,
+// then Offset, and don't overlap; see ParsePlan for what can be said of one that
+// was read.
 type Plan []Run
 
 // Size returns the sum of the runs' sizes, in bytes of the blob.
@@ -31,84 +28,6 @@ func (p Plan) Size() int64 {
 		n += r.Size
 	}
 	return n
-}
-
-// windowSize is how much of the order is given up for fewer, longer runs:
-// reads whose pieces together have this many bytes of the blobs are fetched in
-// the order of the blob. It is what a 2 Mbit/s link carries in one second.
-const windowSize = 256 << 10
-
-// Concerns tells whether t has reads that can mean something for the layer
-// number layer of an image of count layers. If not, NewPlan returns an empty
-// plan whatever the tree.
-func (t *Trace) Concerns(layer, count int) bool {
-	return slices.ContainsFunc(t.Reads, func(r Read) bool { return t.of(r, layer, count) })
-}
-
-// of tells whether a read is one of that layer. An image with another number
-// of layers is another version of the one recorded, and only paths can tell.
-func (t *Trace) of(r Read, layer, count int) bool { return count != t.Layers || r.Layer == layer }
-
-// NewPlan returns what t means for the layer number layer of an image of count
-// layers, whose table of contents is tree. Reads of files that the layer
-// doesn't have mean nothing to it. The plans of an image's layers belong
-// together: their ranks come from one order. Of a plan that would be too long
-// for an annotation, the end is left out.
-func (t *Trace) NewPlan(tree *toc.Tree, layer, count int) Plan {
-	var plan Plan
-	var rank uint32
-	var window int64          // bytes of all layers, estimated by content, since the rank began
-	seen := map[uint32]bool{} // members
-	done := skips{}           // chunks
-	for i, r := range t.Reads {
-		if window > windowSize {
-			rank, window = uint32(i), 0
-		}
-		window += r.Size / 3 // executables and scripts compress to about a third
-		if !t.of(r, layer, count) {
-			continue
-		}
-		entry, ok := find(tree, r.Path)
-		if !ok {
-			continue
-		}
-		_, end := tree.Chunks(entry)
-		c, ok := tree.FindChunk(entry, r.Offset)
-		if !ok {
-			continue
-		}
-		for c = done.next(c); c < end && tree.Chunk(c).Offset < r.Offset+r.Size; c = done.next(c) {
-			done[c] = c + 1
-			member := tree.Chunk(c).Member
-			if seen[member] {
-				continue
-			}
-			seen[member] = true
-			m := tree.Member(member)
-			plan = append(plan, Run{Rank: rank, Offset: m.Offset, Size: m.End - m.Offset})
-		}
-	}
-	slices.SortFunc(plan, func(a, b Run) int { return cmp.Or(cmp.Compare(a.Rank, b.Rank), cmp.Compare(a.Offset, b.Offset)) })
-	plan = plan.join()
-	return plan[:min(len(plan), maxRuns)]
-}
-
-// skips leads past the numbers that are done: each of them has one above it to
-// go on from. Reads of one large file over and over then cost no more than one.
-type skips map[uint32]uint32
-
-// next returns the first number from c on that is not done.
-func (s skips) next(c uint32) uint32 {
-	for {
-		to, ok := s[c]
-		if !ok {
-			return c
-		}
-		if further, ok := s[to]; ok {
-			s[c] = further
-		}
-		c = to
-	}
 }
 
 // join makes one run of runs that follow each other within one rank.
@@ -122,15 +41,6 @@ func (p Plan) join() Plan {
 		out = append(out, r)
 	}
 	return out
-}
-
-func find(tree *toc.Tree, path string) (entry uint32, ok bool) {
-	for name := range strings.SplitSeq(strings.Trim(path, "/"), "/") {
-		if entry, ok = tree.Lookup(entry, name); !ok {
-			return 0, false
-		}
-	}
-	return entry, true
 }
 
 // The annotation, version 1: "1." and, in unpadded URL-safe base64, for each
@@ -164,7 +74,7 @@ func (p Plan) String() string {
 // says what to fetch first, so what it holds needs no more trust than that: the
 // runs lie within the blob, and all together are no longer than it, so that
 // nobody is made to fetch more than the layer. They are sorted by Rank; those of
-// one rank may come in any order, and runs may overlap, though NewPlan's don't.
+// one rank may come in any order, and runs may overlap, though those of Plans don't.
 // Errors are ErrInvalid.
 func ParsePlan(s string, blobSize int64) (Plan, error) {
 	p, err := parsePlan(s, blobSize)

@@ -47,24 +47,33 @@ func TestDecodeRefuses(t *testing.T) {
 	read := func(fields string) string {
 		return `{"version":1,"image":"","manifest":"","layers":2,"reads":[{` + fields + `}]}`
 	}
+	two := func(fields string) string { return strings.Replace(read(fields), `"version":1`, `"version":2`, 1) }
 	for name, test := range map[string]struct{ in, say string }{
-		"nothing":            {"", "JSON"},
-		"text":               {"usr/bin/app\n", "invalid character"},
-		"null":               {"null", "version 0"},
-		"no version":         {`{"layers":2,"reads":[]}`, "version 0"},
-		"later version":      {`{"version":2,"layers":2,"runs":[]}`, "version 2, want 1"},
-		"unknown field":      {`{"version":1,"layers":2,"runs":[]}`, `unknown field "runs"`},
-		"cut short":          {`{"version":1,"layers":2,"reads":[{"layer":0,`, "unexpected end"},
-		"two of them":        {`{"version":1,"layers":0,"reads":[]}{"version":1}`, "after top-level value"},
-		"negative layers":    {`{"version":1,"layers":-1,"reads":[]}`, "-1 layers"},
-		"layer too many":     {read(`"layer":2,"path":"a","offset":0,"size":1`), "read 0"},
-		"negative layer":     {read(`"layer":-1,"path":"a","offset":0,"size":1`), "read 0"},
-		"no path":            {read(`"layer":0,"offset":0,"size":1`), "read 0"},
-		"negative offset":    {read(`"layer":0,"path":"a","offset":-1,"size":1`), "read 0"},
-		"nothing read":       {read(`"layer":0,"path":"a","offset":0,"size":0`), "read 0"},
-		"negative size":      {read(`"layer":0,"path":"a","offset":5,"size":-1`), "read 0"},
-		"end that overflows": {read(`"layer":0,"path":"a","offset":9223372036854775807,"size":1`), "read 0"},
-		"number too large":   {read(`"layer":0,"path":"a","offset":9223372036854775808,"size":1`), "cannot unmarshal"},
+		"nothing":               {"", "JSON"},
+		"text":                  {"usr/bin/app\n", "invalid character"},
+		"null":                  {"null", "version 0"},
+		"no version":            {`{"layers":2,"reads":[]}`, "version 0"},
+		"later version":         {`{"version":3,"layers":2,"runs":[]}`, "version 3, want 1 to 2"},
+		"unknown field":         {`{"version":1,"layers":2,"runs":[]}`, `unknown field "runs"`},
+		"cut short":             {`{"version":1,"layers":2,"reads":[{"layer":0,`, "unexpected end"},
+		"two of them":           {`{"version":1,"layers":0,"reads":[]}{"version":1}`, "after top-level value"},
+		"negative layers":       {`{"version":1,"layers":-1,"reads":[]}`, "-1 layers"},
+		"layer too many":        {read(`"layer":2,"path":"a","offset":0,"size":1`), "read 0"},
+		"negative layer":        {read(`"layer":-1,"path":"a","offset":0,"size":1`), "read 0"},
+		"no path":               {read(`"layer":0,"offset":0,"size":1`), "read 0"},
+		"negative offset":       {read(`"layer":0,"path":"a","offset":-1,"size":1`), "read 0"},
+		"nothing read":          {read(`"layer":0,"path":"a","offset":0,"size":0`), "read 0"},
+		"look-up in version 1":  {read(`"layer":0,"path":"a","lookup":"found"`), "read 0"},
+		"unknown look-up":       {two(`"layer":0,"path":"a","lookup":"maybe"`), "read 0"},
+		"look-up with a size":   {two(`"layer":0,"path":"a","lookup":"found","size":1`), "has an offset"},
+		"chunk in version 1":    {read(`"layer":0,"path":"a","offset":0,"size":1,"chunk":"0123456789abcdef"`), "read 0"},
+		"short chunk":           {two(`"layer":0,"path":"a","offset":0,"size":1,"chunk":"0123"`), "4 hex digits"},
+		"chunk that is not hex": {two(`"layer":0,"path":"a","offset":0,"size":1,"chunk":"0123456789abcdeg"`), "invalid byte"},
+		"unknown key of a read": {two(`"layer":0,"path":"a","offset":0,"size":1,"rank":1`), "unknown field"},
+		"too many layers":       {`{"version":2,"layers":1025,"reads":[]}`, "1025 layers"},
+		"negative size":         {read(`"layer":0,"path":"a","offset":5,"size":-1`), "read 0"},
+		"end that overflows":    {read(`"layer":0,"path":"a","offset":9223372036854775807,"size":1`), "read 0"},
+		"number too large":      {read(`"layer":0,"path":"a","offset":9223372036854775808,"size":1`), "cannot unmarshal"},
 	} {
 		if _, err := trace.Decode(strings.NewReader(test.in)); !errors.Is(err, trace.ErrInvalid) || !strings.Contains(err.Error(), test.say) {
 			t.Errorf("%s: got %v, want ErrInvalid that says %q", name, err, test.say)
@@ -93,6 +102,8 @@ func FuzzDecode(f *testing.F) {
 	f.Add([]byte(`{"version":1,"layers":0,"reads":[]}`))
 	f.Add([]byte(`{"version":1,"layers":1,"reads":[{"layer":0,"path":"\ud800","offset":9223372036854775807,"size":1}]}`))
 	f.Add([]byte(`{"version":1,"version":2}`))
+	f.Add([]byte(`{"version":2,"layers":1,"reads":[{"layer":0,"path":"a","lookup":"absent"},{"layer":0,"path":"a","offset":0,"size":9,"chunk":"0123456789abcdef"}]}`))
+	f.Add([]byte(`{"version":2,"layers":1,"reads":[null,{"layer":0,"path":".","lookup":"list","chunk":"0000000000000000"}]}`))
 	f.Add([]byte(`null`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		tr, err := trace.Decode(bytes.NewReader(b))
