@@ -9,22 +9,32 @@
 // containerd prepares the first snapshot.
 //
 // It speaks the pull half of the OCI distribution API, for images of any
-// registry: containerd names the host in the query parameter "ns".
+// registry: containerd names the host in the query parameter "ns". Other
+// clients put it before the repository's name, or mean Options.Default.
+//
+// Who may ask: the mirror listens on loopback, and whoever reaches it may pull
+// what the node may pull. Where the node has no credentials and the registry
+// wants some, the client's own are asked for, by a 401; they are used for that client's questions
+// and, since a lazy image is fetched long after its pull, for the content of
+// that repository, until the process ends. They are held in memory only. What
+// is cached is served to every client, as containerd's own content store
+// serves it: while the link is up a tag of a repository that wants credentials
+// is answered to those alone who have them; by digest, and when the link is
+// dark, to all.
 package mirror
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/airstream-io/airstream/fetcher"
 	"github.com/airstream-io/airstream/fetcher/registry"
@@ -39,9 +49,27 @@ const DefaultPatience = 10 * time.Second
 
 // Options configure a Mirror; the zero value works.
 type Options struct {
-	Patience time.Duration // 0: DefaultPatience
-	Logger   *slog.Logger
+	Patience time.Duration // how long a registry may take to say what a tag means; 0: DefaultPatience
+	// Default is the registry host that requests without an ns parameter mean,
+	// as "registry.example:5000". Empty: such a request must name the host as
+	// the first part of its path.
+	Default string
+	// Rewrite says where images are fetched from in place of where their names
+	// say. The rule with the longest From that fits is used, once.
+	Rewrite []Rule
+	// Refresh has tags that were answered from the cache asked again when the
+	// link is back.
+	Refresh bool
+	// Referrers has registries asked for an image's referrers (signatures,
+	// SBOMs). False: what is cached is all there is.
+	Referrers bool
+	Logger    *slog.Logger
 }
+
+// Rule maps the repositories below From to those below To: both are
+// "HOST" or "HOST/PATH", compared by whole parts of the path. Names in the
+// catalog, and in what clients see, stay as clients say them.
+type Rule struct{ From, To string }
 
 // Mirror is an http.Handler.
 type Mirror struct {
@@ -52,18 +80,32 @@ type Mirror struct {
 	opts    Options
 	log     *slog.Logger
 
-	run    context.Context //nolint:containedctx // work that outlives the request that began it
-	cancel context.CancelFunc
-	work   sync.WaitGroup
+	pace pace
+
+	run     context.Context //nolint:containedctx // work that outlives the request that began it
+	cancel  context.CancelFunc
+	work    sync.WaitGroup
+	refresh refresh
 
 	mu      sync.Mutex
-	flights map[string]*flight     // guarded by mu; questions under way
-	learned map[digest.Digest]bool // guarded by mu; images that this process has told the catalog of
-	closing bool                   // guarded by mu
+	flights map[string]any                       // guarded by mu; questions under way, *flight[T] each
+	places  map[string]chan struct{}             // guarded by mu; for questions, by registry host
+	quiet   map[string]bool                      // guarded by mu; registry hosts that did not answer when last asked
+	silent  time.Time                            // guarded by mu; when the link last said nothing at all
+	holds   map[string]hold                      // guarded by mu; registry hosts that asked to be left alone
+	private map[catalog.Source]time.Time         // guarded by mu; what the node was refused, and when
+	learned map[digest.Digest]bool               // guarded by mu; images that this process has told the catalog of
+	listed  map[digest.Digest]ocispec.Descriptor // guarded by mu; what indexes have told of manifests
+	sizes   map[digest.Digest]int64              // guarded by mu; of blobs that no manifest has told of
+	closing bool                                 // guarded by mu
 }
 
 // New returns a Mirror.
 func New(s *store.Store, c *catalog.Catalog, reg *registry.Client, f *fetcher.Fetcher, opts Options) *Mirror {
+	return open(s, c, reg, f, opts, defaultPace)
+}
+
+func open(s *store.Store, c *catalog.Catalog, reg *registry.Client, f *fetcher.Fetcher, opts Options, p pace) *Mirror {
 	if opts.Patience == 0 {
 		opts.Patience = DefaultPatience
 	}
@@ -71,7 +113,24 @@ func New(s *store.Store, c *catalog.Catalog, reg *registry.Client, f *fetcher.Fe
 		opts.Logger = slog.Default()
 	}
 	run, cancel := context.WithCancel(context.Background()) //nolint:forbidigo // the mirror's own life, ended by Close
-	return &Mirror{store: s, catalog: c, reg: reg, fetcher: f, opts: opts, log: opts.Logger, run: run, cancel: cancel, flights: map[string]*flight{}, learned: map[digest.Digest]bool{}}
+	m := &Mirror{
+		store: s, catalog: c, reg: reg, fetcher: f, opts: opts, log: opts.Logger, pace: p, run: run, cancel: cancel,
+		flights: map[string]any{}, places: map[string]chan struct{}{}, quiet: map[string]bool{}, holds: map[string]hold{}, private: map[catalog.Source]time.Time{},
+		learned: map[digest.Digest]bool{}, listed: map[digest.Digest]ocispec.Descriptor{}, sizes: map[digest.Digest]int64{},
+	}
+	m.refresh.wake = make(chan struct{}, 1)
+	m.opts.Rewrite = nil
+	for _, r := range opts.Rewrite {
+		if err := r.Validate(); err != nil {
+			m.log.Error("a rewrite rule is ignored", slog.Any("error", err))
+			continue
+		}
+		m.opts.Rewrite = append(m.opts.Rewrite, r)
+	}
+	if opts.Refresh {
+		m.work.Go(func() { m.refreshTags(run) })
+	}
+	return m
 }
 
 // Close ends what requests have begun and waits for it.
@@ -107,126 +166,4 @@ func (m *Mirror) Serve(ctx context.Context, lis net.Listener) error {
 		return fmt.Errorf("mirror: serve: %w", err)
 	}
 	return <-stopped
-}
-
-// request is what a URL of the API asks for.
-type request struct {
-	src  catalog.Source
-	kind string // "manifests" or "blobs"
-	ref  string // a tag or a digest
-}
-
-// ServeHTTP implements http.Handler.
-func (m *Mirror) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
-	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		w.Header().Set("Allow", "GET, HEAD")
-		m.refuse(w, r, http.StatusMethodNotAllowed, "UNSUPPORTED", errors.New("the mirror is for pulling; push to the registry itself"))
-		return
-	}
-	if r.URL.Path == "/v2/" || r.URL.Path == "/v2" {
-		w.Header().Set("Content-Type", "application/json")
-		if _, err := w.Write([]byte("{}")); err != nil {
-			m.log.DebugContext(r.Context(), "client went away", slog.Any("error", err))
-		}
-		return
-	}
-	q, err := parse(r)
-	if err != nil {
-		m.refuse(w, r, http.StatusBadRequest, "NAME_INVALID", err)
-		return
-	}
-	switch q.kind {
-	case "manifests":
-		m.serveManifest(w, r, q)
-	case "blobs":
-		m.serveBlob(w, r, q)
-	}
-}
-
-func parse(r *http.Request) (request, error) {
-	var q request
-	path, ok := strings.CutPrefix(r.URL.Path, "/v2/")
-	for _, kind := range []string{"manifests", "blobs"} {
-		if i := strings.LastIndex(path, "/"+kind+"/"); i > 0 {
-			q.kind, q.src.Repo, q.ref = kind, path[:i], path[i+len(kind)+2:]
-		}
-	}
-	if !ok || q.kind == "" {
-		return q, fmt.Errorf("%s is not a part of the registry API that the mirror has", r.URL.Path)
-	}
-	q.src.Host = r.URL.Query().Get("ns")
-	if q.src.Host == "" {
-		return q, errors.New("no ns parameter says which registry is meant; point containerd here by a hosts.toml in its config_path")
-	}
-	if !validHost(q.src.Host) || !validRepo(q.src.Repo) {
-		return q, fmt.Errorf("invalid name %s/%s", q.src.Host, q.src.Repo)
-	}
-	if strings.Contains(q.ref, ":") || q.kind == "blobs" {
-		if err := digest.Digest(q.ref).Validate(); err != nil {
-			return q, fmt.Errorf("invalid digest %q", q.ref)
-		}
-	} else if !validTag(q.ref) {
-		return q, fmt.Errorf("invalid tag %q", q.ref)
-	}
-	return q, nil
-}
-
-func only(s, more string) bool {
-	for _, c := range []byte(s) {
-		if (c < 'a' || c > 'z') && (c < '0' || c > '9') && strings.IndexByte(more, c) < 0 {
-			return false
-		}
-	}
-	return s != ""
-}
-
-func validHost(s string) bool { return len(s) < 300 && only(strings.ToLower(s), ".-:[]") }
-
-func validTag(s string) bool {
-	return len(s) <= 128 && only(strings.ToLower(s), "_.-") && s[0] != '.' && s[0] != '-'
-}
-
-func validRepo(s string) bool {
-	for part := range strings.SplitSeq(s, "/") {
-		if !only(part, "._-") || part[0] == '.' || strings.Contains(part, "..") {
-			return false
-		}
-	}
-	return len(s) < 256
-}
-
-// refuse answers with an error as the distribution API has them.
-func (m *Mirror) refuse(w http.ResponseWriter, r *http.Request, status int, code string, err error) {
-	m.log.DebugContext(r.Context(), "refused", slog.String("path", r.URL.Path), slog.Int("status", status), slog.Any("error", err))
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	type entry struct {
-		Code    string `json:"code"`
-		Message string `json:"message"`
-	}
-	if err := json.NewEncoder(w).Encode(map[string][]entry{"errors": {{code, err.Error()}}}); err != nil {
-		m.log.DebugContext(r.Context(), "client went away", slog.Any("error", err))
-	}
-}
-
-// fail translates an error into an answer.
-func (m *Mirror) fail(w http.ResponseWriter, r *http.Request, err error) {
-	var remote *registry.Error
-	switch {
-	case r.Context().Err() != nil: // nobody is listening
-	case errors.Is(err, catalog.ErrConflict):
-		m.refuse(w, r, http.StatusConflict, "DENIED", err)
-	case registry.NotFound(err):
-		m.refuse(w, r, http.StatusNotFound, "NOT_FOUND", err)
-	case errors.As(err, &remote) && !remote.Temporary():
-		// The client's own credentials are not passed on yet, so a 401 would
-		// only make it try them here.
-		m.refuse(w, r, http.StatusForbidden, "DENIED", err)
-	case registry.Temporary(err):
-		w.Header().Set("Retry-After", "5")
-		m.refuse(w, r, http.StatusServiceUnavailable, "UNAVAILABLE", err)
-	default:
-		m.refuse(w, r, http.StatusInternalServerError, "UNKNOWN", err)
-	}
 }

@@ -119,8 +119,11 @@ func TestUnknownImageWithoutALinkIsUnavailable(t *testing.T) {
 		http.Error(w, "members only", http.StatusForbidden)
 		return true
 	})
-	if resp := n.get(t, "GET", "app/manifests/1"); resp.status != http.StatusForbidden || !bytes.Contains(resp.body, []byte("credentials")) {
-		t.Errorf("refused credentials: %d", resp.status)
+	if resp := n.get(t, "GET", "app/manifests/1"); resp.status != http.StatusUnauthorized || !bytes.Contains(resp.body, []byte("credentials")) || !strings.HasPrefix(resp.header.Get("WWW-Authenticate"), "Basic ") {
+		t.Errorf("the node is refused: %d", resp.status)
+	}
+	if resp := n.get(t, "GET", "app/manifests/1", "Authorization", "Basic cG9kOmd1ZXNz"); resp.status != http.StatusForbidden || !bytes.Contains(resp.body, []byte("credentials")) {
+		t.Errorf("the client is refused, too: %d", resp.status)
 	}
 }
 
@@ -199,11 +202,14 @@ func TestRequestsThatMakeNoSense(t *testing.T) {
 	s := newShore(t)
 	n := newNode(t, s, t.TempDir())
 	for path, status := range map[string]int{
-		"app/blobs/sha256:xyz":                400,
-		"app/manifests/sha256:../../x":        400,
-		"app/../../../etc/passwd/manifests/1": 400,
-		"App/manifests/1":                     400,
-		"app/tags/list":                       400,
+		"app/blobs/sha256:xyz":                         400,
+		"app/manifests/sha256:../../x":                 400,
+		"app/../../../etc/passwd/manifests/1":          400,
+		"App/manifests/1":                              400,
+		"app/catalog":                                  400,
+		"app/tags/list":                                404,
+		"app/tags/list&n=many":                         400,
+		"app/blobs/sha512:" + strings.Repeat("a", 128): 400,
 		"app/blobs/" + digest.FromString("never announced").String():  404,
 		"app/manifests/" + digest.FromString("never pushed").String(): 404,
 		"app/manifests/" + strings.Repeat("a", 129):                   400,
@@ -259,16 +265,17 @@ func TestClientThatGoesAwayLeavesTheQuestion(t *testing.T) {
 }
 
 func FuzzParse(f *testing.F) {
-	f.Add("/v2/app/manifests/1", "registry.example:5000")
-	f.Add("/v2/a/b/c/blobs/"+digest.FromString("x").String(), "[::1]:80")
-	f.Add("/v2/../manifests/..", "..")
-	f.Fuzz(func(t *testing.T, path, ns string) {
+	f.Add("/v2/app/manifests/1", "registry.example:5000", "")
+	f.Add("/v2/a/b/c/blobs/"+digest.FromString("x").String(), "[::1]:80", "")
+	f.Add("/v2/../manifests/..", "..", "..")
+	f.Add("/v2/registry.example/app/tags/list", "", "docker.io")
+	f.Fuzz(func(t *testing.T, path, ns, def string) {
 		r := httptest.NewRequestWithContext(t.Context(), "GET", "/", http.NoBody)
 		r.URL.Path = path
 		q := r.URL.Query()
 		q.Set("ns", ns)
 		r.URL.RawQuery = q.Encode()
-		got, err := parse(r)
+		got, err := parse(r, def)
 		if err != nil {
 			return
 		}

@@ -35,7 +35,9 @@ import (
 type shore struct {
 	*httptest.Server
 	mu       sync.Mutex
-	requests []string                                          // guarded by mu
+	requests []string // guarded by mu; GETs
+	heads    int      // guarded by mu
+	registry http.Handler
 	mood     func(w http.ResponseWriter, r *http.Request) bool // guarded by mu; true: answered
 }
 
@@ -43,10 +45,14 @@ func newShore(t *testing.T) *shore {
 	t.Helper()
 	s := &shore{}
 	reg := shoreregistry.New(shoreregistry.Logger(log.New(io.Discard, "", 0)))
+	s.registry = reg
 	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.mu.Lock()
-		if r.Method == http.MethodGet {
+		switch r.Method {
+		case http.MethodGet:
 			s.requests = append(s.requests, r.URL.Path)
+		case http.MethodHead:
+			s.heads++
 		}
 		mood := s.mood
 		s.mu.Unlock()
@@ -82,6 +88,20 @@ func (s *shore) push(t *testing.T, ref string, img v1.Image) {
 		t.Fatal(err)
 	}
 	s.seen()
+}
+
+// push2 pushes past the shore's mood.
+func (s *shore) push2(t *testing.T, ref string, img v1.Image) {
+	t.Helper()
+	side := httptest.NewServer(s.registry)
+	defer side.Close()
+	(&shore{Server: side}).push(t, ref, img)
+}
+
+func (s *shore) countHeads() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.heads
 }
 
 func (s *shore) pushIndex(t *testing.T, ref string, idx v1.ImageIndex) {
@@ -128,7 +148,18 @@ func (s *syncBuffer) String() string {
 	return s.b.String()
 }
 
-func newNode(t *testing.T, s *shore, dir string) *nodeSide {
+// quick is a pace that tests can wait for.
+var quick = pace{
+	silence: 50 * time.Millisecond, dark: 20 * time.Millisecond, answer: time.Second, darkAnswer: 300 * time.Millisecond,
+	refreshGap: time.Millisecond, refreshTry: 100 * time.Millisecond,
+}
+
+func newNode(t *testing.T, s *shore, dir string, change ...func(*Options, map[string]registry.Host)) *nodeSide {
+	t.Helper()
+	return newPacedNode(t, s, dir, quick, change...)
+}
+
+func newPacedNode(t *testing.T, s *shore, dir string, p pace, change ...func(*Options, map[string]registry.Host)) *nodeSide {
 	t.Helper()
 	n := &nodeSide{words: &syncBuffer{}}
 	logger := slog.New(slog.NewTextHandler(n.words, nil))
@@ -136,16 +167,21 @@ func newNode(t *testing.T, s *shore, dir string) *nodeSide {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cat, err := catalog.Open(filepath.Join(dir, "catalog.db"))
+	cat, err := catalog.Open(filepath.Join(dir, "catalog.db"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	meter := uplink.NewMeter(logger)
-	meter.MinStall = 500 * time.Millisecond
+	meter.MinStall = p.answer / 2
 	meter.FirstByte(time.Millisecond)
-	reg := registry.New(registry.Options{Hosts: map[string]registry.Host{"shore.example": {URL: s.URL}}, Keychain: authn.NewMultiKeychain(), Meter: meter})
-	f := fetcher.New(st, cat, reg, meter, fetcher.Options{Logger: logger, MaxPause: 10 * time.Millisecond})
-	n.Mirror = New(st, cat, reg, f, Options{Patience: 100 * time.Millisecond, Logger: logger})
+	opts := Options{Patience: 100 * time.Millisecond, Referrers: true, Logger: logger}
+	hosts := map[string]registry.Host{"shore.example": {URL: s.URL}}
+	for _, c := range change {
+		c(&opts, hosts)
+	}
+	reg := registry.New(registry.Options{Hosts: hosts, Keychain: authn.NewMultiKeychain(), Meter: meter})
+	f := fetcher.New(st, cat, reg, meter, fetcher.Options{Logger: logger, MaxPause: 10 * time.Millisecond, Patience: fetcher.DefaultPatience / 20})
+	n.Mirror = open(st, cat, reg, f, opts, p)
 	n.stop = sync.OnceFunc(func() {
 		n.Close()
 		f.Close()
@@ -161,7 +197,14 @@ func newNode(t *testing.T, s *shore, dir string) *nodeSide {
 // get asks the mirror as containerd does.
 func (n *nodeSide) get(t *testing.T, method, path string, header ...string) answer {
 	t.Helper()
-	r := httptest.NewRequestWithContext(t.Context(), method, "/v2/"+path+"?ns=shore.example", http.NoBody)
+	path, query, _ := strings.Cut(path, "&")
+	return n.ask(t, method, "/v2/"+path+"?ns=shore.example&"+query, header...)
+}
+
+// ask makes a request that is written out.
+func (n *nodeSide) ask(t *testing.T, method, url string, header ...string) answer {
+	t.Helper()
+	r := httptest.NewRequestWithContext(t.Context(), method, url, http.NoBody)
 	for i := 0; i+1 < len(header); i += 2 {
 		r.Header.Set(header[i], header[i+1])
 	}

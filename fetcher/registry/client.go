@@ -7,6 +7,9 @@
 // sent along until it is refused, a redirect to a storage host is remembered
 // per blob, connections stay open for minutes, and there is no ping.
 //
+// A registry may have several addresses: mirrors near or far, and its own. What
+// works is asked, the first in their order if several do.
+//
 // Blobs come as ranges from any byte on. A registry or a proxy on the way that
 // ignores Range is read from its beginning; the caller learns where the stream
 // really starts and may use what it would otherwise have thrown away.
@@ -14,22 +17,20 @@ package registry
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptrace"
-	"net/url"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
-	"github.com/google/go-containerregistry/pkg/name"
 
 	"github.com/airstream-io/airstream/fetcher/uplink"
 	"github.com/airstream-io/airstream/internal/catalog"
@@ -39,6 +40,7 @@ import (
 // host's own name, with credentials from docker's configuration.
 type Host struct {
 	URL      string         // "http://127.0.0.1:5000"; empty: https:// and the host
+	Mirrors  []string       // other addresses of the same repositories, as URL; asked in this order before URL
 	CA       *x509.CertPool // nil: the system's
 	Insecure bool           // the certificate is not checked; content still is
 	Username string
@@ -51,30 +53,34 @@ type Options struct {
 	Keychain authn.Keychain  // nil: docker's configuration and credential helpers
 	Meter    *uplink.Meter
 	Logger   *slog.Logger
+	// Dial makes connections; nil: from where this process is.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 // Client is safe for concurrent use.
 type Client struct {
 	opts Options
 
+	via  string          // this process's entry in Via headers
+	run  context.Context //nolint:containedctx // of probes, which nobody waits for
+	stop context.CancelFunc
+	work sync.WaitGroup
+
+	heard atomic.Int64 // when something last answered, in ns since 1970; see Heard
+	wrong atomic.Int64 // see Counts
+
 	mu        sync.Mutex
-	hosts     map[string]*host       // guarded by mu
-	redirects map[redirectKey]string // guarded by mu; where a blob was last found
+	hosts     map[string][]*host       // guarded by mu; by name, in the order in which they are asked
+	redirects map[redirectKey]string   // guarded by mu; where a blob was last found
+	granted   map[catalog.Source]Login // guarded by mu; clients' logins that a registry took
+	sentBy    map[sentKey]*host        // guarded by mu; which of several addresses a blob came from last
+	closed    bool                     // guarded by mu
 }
 
 type redirectKey struct {
-	src    catalog.Source
+	h      *host
+	repo   string
 	digest string
-}
-
-// host is one registry with its connections and credentials.
-type host struct {
-	Host
-	name  string
-	base  *url.URL
-	http  *http.Client
-	cred  credentials
-	login sync.Mutex // one login at a time; held across its request, by logins alone
 }
 
 // New returns a Client.
@@ -88,69 +94,28 @@ func New(opts Options) *Client {
 	if opts.Meter == nil {
 		opts.Meter = uplink.NewMeter(opts.Logger)
 	}
-	return &Client{opts: opts, hosts: map[string]*host{}, redirects: map[redirectKey]string{}}
+	if opts.Dial == nil {
+		opts.Dial = (&net.Dialer{KeepAlive: keepAlive}).DialContext
+	}
+	run, stop := context.WithCancel(context.Background()) //nolint:forbidigo // the client's own life, ended by Close
+	return &Client{
+		opts: opts, via: "1.1 airstream-" + strings.ToLower(rand.Text()[:10]), run: run, stop: stop,
+		hosts: map[string][]*host{}, redirects: map[redirectKey]string{}, granted: map[catalog.Source]Login{}, sentBy: map[sentKey]*host{},
+	}
 }
 
-// Dark tells whether the last requests failed for want of a link.
-func (c *Client) Dark() bool { return c.opts.Meter.State().Dark }
-
-// Close closes idle connections.
+// Close ends what the client does by itself and closes idle connections.
 func (c *Client) Close() {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, h := range c.hosts {
-		h.http.CloseIdleConnections()
-	}
-}
-
-func (c *Client) host(known string) (*host, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if h, ok := c.hosts[known]; ok {
-		return h, nil
-	}
-	h := &host{Host: c.opts.Hosts[known], name: known}
-	raw := h.URL
-	if raw == "" {
-		raw = "https://" + endpoint(known)
-	}
-	var err error
-	if h.base, err = url.Parse(strings.TrimSuffix(raw, "/")); err != nil || h.base.Host == "" {
-		return nil, fmt.Errorf("registry: host %q: invalid URL %q", known, raw)
-	}
-	h.http = &http.Client{
-		Transport: h.transport(),
-		// Redirects are followed by hand: they are remembered, and must not
-		// carry credentials to another host.
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
-	c.hosts[known] = h
-	return h, nil
-}
-
-// endpoint returns where a host's API is: for the default registry of short
-// names that is not the host that references have.
-func endpoint(host string) string {
-	if reg, err := name.NewRegistry(host, name.WeakValidation); err == nil {
-		return reg.RegistryStr()
-	}
-	return host
-}
-
-// transport has no limits in time: a TLS handshake alone can take longer than
-// net/http's default over a satellite. Stalls are watched by each attempt.
-func (h *host) transport() *http.Transport {
-	dialer := &net.Dialer{KeepAlive: 60 * time.Second}
-	return &http.Transport{
-		Proxy:               http.ProxyFromEnvironment,
-		DialContext:         dialer.DialContext,
-		ForceAttemptHTTP2:   false, // one lost packet would hold up every stream at once
-		TLSNextProto:        map[string]func(string, *tls.Conn) http.RoundTripper{},
-		TLSClientConfig:     &tls.Config{RootCAs: h.CA, InsecureSkipVerify: h.Insecure}, //nolint:gosec // asked for by the configuration; content is verified by digest
-		MaxIdleConnsPerHost: 16,
-		IdleConnTimeout:     10 * time.Minute,
-		DisableCompression:  true,
-		ReadBufferSize:      32 << 10,
+	c.closed = true
+	all := c.hosts
+	c.mu.Unlock()
+	c.stop()
+	c.work.Wait()
+	for _, hosts := range all {
+		for _, h := range hosts {
+			h.disconnect()
+		}
 	}
 }
 
@@ -160,7 +125,10 @@ type attempt struct {
 	timer   *time.Timer
 	meter   *uplink.Meter
 	class   uplink.Class
-	conn    net.Conn // that the answer comes on
+	stream  *uplink.Stream // that the answer is
+	h       *host          // that is asked
+	asked   string         // the host and port of the last request
+	quiet   bool           // the meter is not told of failures: something else is tried next
 	queued  int64
 	stalled atomic.Bool
 }
@@ -170,9 +138,9 @@ var errStalled = errors.New("no progress for as long as the link explains")
 
 // begin starts the watch; queued is how many bytes the request asks for. The
 // request must use the context that it returns.
-func (c *Client) begin(ctx context.Context, class uplink.Class, queued int64) (context.Context, *attempt) {
+func (c *Client) begin(ctx context.Context, h *host, class uplink.Class, queued int64) (context.Context, *attempt) {
 	ctx, cancel := context.WithCancel(ctx)
-	a := &attempt{meter: c.opts.Meter, class: class, queued: queued, cancel: cancel}
+	a := &attempt{meter: c.opts.Meter, class: class, stream: c.opts.Meter.Begin(class), h: h, asked: h.base.Host, queued: queued, cancel: cancel}
 	a.timer = time.AfterFunc(a.meter.StallLimit(queued), func() {
 		a.stalled.Store(true)
 		cancel()
@@ -181,13 +149,19 @@ func (c *Client) begin(ctx context.Context, class uplink.Class, queued int64) (c
 }
 
 // progress puts the stall off.
-func (a *attempt) progress() { a.timer.Reset(a.meter.StallLimit(a.queued)) }
+func (a *attempt) progress() { a.progressAfter(0) }
+
+// progressAfter puts the stall off, less what was waited already.
+func (a *attempt) progressAfter(waited time.Duration) {
+	a.timer.Reset(max(a.meter.StallLimit(a.queued)-waited, time.Millisecond))
+}
 
 // rest stops the watch while nobody waits for the link: a reader may take its
 // time, and lets others go first by doing so.
 func (a *attempt) rest() { a.timer.Stop() }
 
 func (a *attempt) end() {
+	a.stream.End()
 	a.timer.Stop()
 	a.cancel()
 }
@@ -200,7 +174,10 @@ func (a *attempt) failed(err error) error {
 		err = errStalled
 	}
 	if !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
-		a.meter.Failed(err)
+		if !a.quiet {
+			a.meter.Failed(a.asked, err)
+		}
+		a.h.failed(0)
 	}
 	return err
 }
@@ -211,11 +188,17 @@ func (c *Client) do(ctx context.Context, a *attempt, h *host, req *http.Request)
 	var sent time.Time
 	var warm bool
 	trace := &httptrace.ClientTrace{
-		GotConn:          func(i httptrace.GotConnInfo) { warm, a.conn = i.Reused, i.Conn; a.progress() },
-		ConnectDone:      func(string, string, error) { a.progress() },
-		TLSHandshakeDone: func(tls.ConnectionState, error) { a.progress() },
-		WroteRequest:     func(httptrace.WroteRequestInfo) { sent = time.Now() },
+		GotConn:     func(i httptrace.GotConnInfo) { warm = i.Reused; a.stream.On(i.Conn, warm); a.progress() },
+		ConnectDone: func(string, string, error) { a.progress() },
+		TLSHandshakeDone: func(_ tls.ConnectionState, err error) {
+			if err == nil {
+				c.hear()
+			}
+			a.progress()
+		},
+		WroteRequest: func(httptrace.WroteRequestInfo) { sent = time.Now() },
 		GotFirstResponseByte: func() {
+			c.hear()
 			if warm && !sent.IsZero() {
 				a.meter.FirstByte(time.Since(sent))
 			}
@@ -224,12 +207,13 @@ func (c *Client) do(ctx context.Context, a *attempt, h *host, req *http.Request)
 	}
 	req = req.WithContext(httptrace.WithClientTrace(ctx, trace))
 	req.Header.Set("User-Agent", "airstream")
+	a.asked = req.URL.Host
 	a.progress()
-	resp, err := h.http.Do(req)
+	resp, err := h.client(a.class).Do(req)
 	a.rest()
 	if err != nil {
 		return nil, a.failed(err)
 	}
-	c.opts.Meter.Alive()
+	c.opts.Meter.Alive(a.asked)
 	return resp, nil
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -59,10 +60,36 @@ func Temporary(err error) bool {
 	return ok && e.Temporary()
 }
 
+// Unreached tells whether no answer came at all.
+func Unreached(err error) bool {
+	e, ok := errors.AsType[*Error](err)
+	return ok && e.Status == 0 && !errors.Is(err, ErrContent)
+}
+
 // NotFound tells whether the registry says that it doesn't have the thing.
 func NotFound(err error) bool {
 	e, ok := errors.AsType[*Error](err)
 	return ok && e.Status == http.StatusNotFound
+}
+
+// Refused tells whether the registry wants other credentials, or has a rule
+// against the one who asks.
+func Refused(err error) bool {
+	e, ok := errors.AsType[*Error](err)
+	return ok && (e.Status == http.StatusUnauthorized || e.Status == http.StatusForbidden)
+}
+
+// TooMany tells whether the registry wants fewer requests.
+func TooMany(err error) bool {
+	e, ok := errors.AsType[*Error](err)
+	return ok && e.Status == http.StatusTooManyRequests
+}
+
+// NoAnswer tells whether a request ended without an answer: it is the host that
+// failed, or the way to it, and not what was asked for.
+func NoAnswer(err error) bool {
+	_, ok := errors.AsType[*url.Error](err)
+	return ok || errors.Is(err, errStalled)
 }
 
 // RetryAfter returns how long the registry asked to wait.
@@ -79,11 +106,24 @@ func refused(src catalog.Source, what string, resp *http.Response) error {
 	// Whatever words there are; the status says enough without them.
 	b, _ := io.ReadAll(io.LimitReader(resp.Body, 300))
 	e := &Error{Source: src, What: what, Status: resp.StatusCode, Detail: strings.Join(strings.Fields(strings.ToValidUTF8(string(b), "?")), " ")}
-	if s, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && s > 0 && s < 86400 {
-		e.After = time.Duration(s) * time.Second
-	}
+	e.After = retryAfter(resp.Header.Get("Retry-After"), time.Now())
 	if err := resp.Body.Close(); err != nil {
 		e.Err = err
 	}
 	return e
+}
+
+// retryAfter reads a Retry-After header: seconds or a date. What makes no
+// sense, or lies more than a day ahead, is no request to wait.
+func retryAfter(s string, now time.Time) time.Duration {
+	var d time.Duration
+	if n, err := strconv.Atoi(s); err == nil && n < 86400 {
+		d = time.Duration(n) * time.Second
+	} else if at, err := http.ParseTime(s); err == nil {
+		d = at.Sub(now)
+	}
+	if d <= 0 || d > 24*time.Hour {
+		return 0
+	}
+	return d
 }

@@ -7,213 +7,69 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"strconv"
-	"strings"
-
-	"github.com/opencontainers/go-digest"
+	"time"
 
 	"github.com/airstream-io/airstream/fetcher/uplink"
 	"github.com/airstream-io/airstream/internal/catalog"
 )
 
-// MaxManifestSize bounds manifests and indexes, in bytes, as registries do.
-const MaxManifestSize = 4 << 20
-
-// accepted are the manifest types that a node can do something with.
-var accepted = strings.Join([]string{
-	"application/vnd.oci.image.index.v1+json",
-	"application/vnd.oci.image.manifest.v1+json",
-	"application/vnd.docker.distribution.manifest.list.v2+json",
-	"application/vnd.docker.distribution.manifest.v2+json",
-	"*/*",
-}, ", ")
-
-// Manifest is a manifest or an index as a registry sent it.
-type Manifest struct {
-	Digest    digest.Digest // of Body, computed here
-	MediaType string
-	Body      []byte
-}
-
-// Manifest fetches the manifest or index that ref, a tag or a digest, names.
-// If ref is a digest, the body has it.
-func (c *Client) Manifest(ctx context.Context, src catalog.Source, ref string) (Manifest, error) {
-	what := "manifest " + ref
-	ctx, a := c.begin(ctx, uplink.Demand, 0)
-	defer a.end()
-	resp, err := c.get(ctx, a, src, what, "/manifests/"+ref, http.Header{"Accept": {accepted}})
-	if err != nil {
-		return Manifest{}, err
-	}
-	if resp.StatusCode != http.StatusOK {
-		return Manifest{}, refused(src, what, resp)
-	}
-	stream := c.body(ctx, a, resp, src, what)
-	b, err := io.ReadAll(io.LimitReader(stream, MaxManifestSize+1))
-	if err = errors.Join(err, stream.Close()); err != nil {
-		return Manifest{}, err
-	}
-	if len(b) > MaxManifestSize {
-		return Manifest{}, fmt.Errorf("registry: %s of %s/%s: larger than %d bytes", what, src.Host, src.Repo, MaxManifestSize)
-	}
-	m := Manifest{Digest: digest.FromBytes(b), MediaType: resp.Header.Get("Content-Type"), Body: b}
-	if d := digest.Digest(ref); d.Validate() == nil && m.Digest != d {
-		return Manifest{}, fmt.Errorf("registry: %s of %s/%s: the registry sent other content, %s", what, src.Host, src.Repo, m.Digest)
-	}
-	return m, nil
-}
-
-// Blob opens a blob from byte off on, with the urgency of class. At most n bytes are asked for; n < 0
-// means to the end. The stream begins at start, which is before off if the
-// registry doesn't do ranges; start bytes of the caller's interest lie ahead.
-// The stream's errors are Errors too; the caller closes it.
-func (c *Client) Blob(ctx context.Context, class uplink.Class, src catalog.Source, d digest.Digest, off, n int64) (stream io.ReadCloser, start int64, err error) {
-	what := "blob " + d.String()
-	ctx, a := c.begin(ctx, class, max(n, 0))
-	header := http.Header{}
-	switch {
-	case n >= 0:
-		header.Set("Range", fmt.Sprintf("bytes=%d-%d", off, off+n-1))
-	case off > 0:
-		header.Set("Range", fmt.Sprintf("bytes=%d-", off))
-	}
-	resp, err := c.getBlob(ctx, a, src, what, d, header)
-	if err != nil {
-		a.end()
-		return nil, 0, err
-	}
-	switch resp.StatusCode {
-	case http.StatusPartialContent:
-		start, err = contentRange(resp.Header.Get("Content-Range"))
-		if err == nil && start > off {
-			err = fmt.Errorf("range begins at %d, asked for %d", start, off)
-		}
-		if err != nil {
-			err = errors.Join(err, resp.Body.Close())
-			a.end()
-			return nil, 0, &Error{Source: src, What: what, Err: err}
-		}
-	case http.StatusOK:
-		start = 0
-	default:
-		err := refused(src, what, resp)
-		a.end()
-		return nil, 0, err
-	}
-	b := c.body(ctx, a, resp, src, what)
-	if n >= 0 {
-		b.left = off + n - start
-	}
-	return b, start, nil
-}
-
-func contentRange(s string) (start int64, err error) {
-	r, ok := strings.CutPrefix(s, "bytes ")
-	first, _, ok2 := strings.Cut(r, "-")
-	if !ok || !ok2 {
-		return 0, fmt.Errorf("Content-Range %q", s)
-	}
-	start, err = strconv.ParseInt(first, 10, 64)
-	if err != nil || start < 0 {
-		return 0, fmt.Errorf("Content-Range %q", s)
-	}
-	return start, nil
-}
-
-// getBlob goes to where the blob was found last, and asks the registry if
-// that doesn't hold any more.
-func (c *Client) getBlob(ctx context.Context, a *attempt, src catalog.Source, what string, d digest.Digest, header http.Header) (*http.Response, error) {
-	key := redirectKey{src, d.String()}
-	c.mu.Lock()
-	known := c.redirects[key]
-	c.mu.Unlock()
-	if known != "" {
-		resp, err := c.fetch(ctx, a, src, what, known, header)
-		if err == nil && resp.StatusCode < 300 {
-			return resp, nil
-		}
-		c.remember(key, "")
-		if err != nil {
-			return nil, err
-		}
-		if err := resp.Body.Close(); err != nil {
-			return nil, &Error{Source: src, What: what, Err: err}
-		}
-	}
-	resp, err := c.get(ctx, a, src, what, "/blobs/"+d.String(), header)
-	for hops := 0; err == nil && isRedirect(resp.StatusCode); hops++ {
-		to, locErr := resp.Location()
-		if err := errors.Join(locErr, resp.Body.Close()); err != nil {
-			return nil, &Error{Source: src, What: what, Err: err}
-		}
-		if hops == 5 {
-			return nil, fmt.Errorf("registry: %s of %s/%s: too many redirects", what, src.Host, src.Repo)
-		}
-		resp, err = c.fetch(ctx, a, src, what, to.String(), header)
-		if err == nil && resp.StatusCode < 300 {
-			c.remember(key, to.String())
-		}
-	}
-	return resp, err
-}
-
-func isRedirect(status int) bool {
-	switch status {
-	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
-		return true
-	}
-	return false
-}
-
-func (c *Client) remember(key redirectKey, to string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if to == "" {
-		delete(c.redirects, key)
-		return
-	}
-	if len(c.redirects) > 10_000 { // images come and go; these are hints
-		clear(c.redirects)
-	}
-	c.redirects[key] = to
-}
+// ErrContent says that what came is not what was asked for: another digest, or
+// bytes that something on the way has encoded anew. None of it was used.
+var ErrContent = errors.New("the content is not what was asked for")
 
 // fetch gets a storage host's URL, without credentials.
 func (c *Client) fetch(ctx context.Context, a *attempt, src catalog.Source, what, to string, header http.Header) (*http.Response, error) {
-	h, err := c.host(src.Host)
-	if err != nil {
-		return nil, err
-	}
 	u, err := url.Parse(to)
-	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Scheme == "http" && h.base.Scheme == "https" {
+	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Scheme == "http" && a.h.base.Scheme == "https" {
 		return nil, fmt.Errorf("registry: %s of %s/%s: redirected to %q, which is not a secure address", what, src.Host, src.Repo, to)
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, to, nil)
 	if err != nil {
 		return nil, &Error{Source: src, What: what, Err: err}
 	}
-	req.Header = header.Clone()
-	resp, err := c.do(ctx, a, h, req)
+	req.Header = untouched(header)
+	resp, err := c.do(ctx, a, a.h, req)
 	if err != nil {
 		return nil, &Error{Source: src, What: what, Err: err}
 	}
-	return resp, nil
+	return resp, encoded(src, what, resp)
 }
 
-// get asks the registry for a path below the repository, logging in if it is
-// told to.
-func (c *Client) get(ctx context.Context, a *attempt, src catalog.Source, what, path string, header http.Header) (*http.Response, error) {
-	h, err := c.host(src.Host)
-	if err != nil {
-		return nil, err
+// untouched returns header with what keeps proxies from changing bytes.
+func untouched(header http.Header) http.Header {
+	h := header.Clone()
+	if h == nil {
+		h = http.Header{}
 	}
+	h.Set("Accept-Encoding", "identity")
+	h.Set("Cache-Control", "no-transform")
+	return h
+}
+
+// encoded refuses, and closes, a successful answer that a proxy has compressed
+// all the same: neither its digest nor its ranges are those of the content.
+func encoded(src catalog.Source, what string, resp *http.Response) error {
+	coding := resp.Header.Get("Content-Encoding")
+	if coding == "" || coding == "identity" || resp.StatusCode >= 300 {
+		return nil
+	}
+	err := fmt.Errorf("%w: it came with Content-Encoding %q, which nobody asked for; a proxy on the way changes it", ErrContent, coding)
+	return &Error{Source: src, What: what, Err: errors.Join(err, resp.Body.Close())}
+}
+
+// get asks a host for a path below a repository, logging in if it is told to.
+// The answer is for the caller to judge, whatever its status.
+func (c *Client) get(ctx context.Context, a *attempt, src catalog.Source, method, what, path string, header http.Header) (*http.Response, error) {
+	h := a.h
+	as := c.user(ctx, h, src)
 	for try := 0; ; try++ {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, h.base.String()+"/v2/"+src.Repo+path, nil)
+		req, err := http.NewRequestWithContext(ctx, method, h.base.String()+"/v2/"+src.Repo+path, nil)
 		if err != nil {
 			return nil, fmt.Errorf("registry: %s of %s/%s: %w", what, src.Host, src.Repo, err)
 		}
-		req.Header = header.Clone()
-		sent := h.cred.header(src.Repo)
+		req.Header = untouched(header)
+		req.Header.Set("Via", c.chain(ctx))
+		sent := h.cred.header(as.key(src.Repo))
 		if sent != "" {
 			req.Header.Set("Authorization", sent)
 		}
@@ -221,24 +77,55 @@ func (c *Client) get(ctx context.Context, a *attempt, src catalog.Source, what, 
 		if err != nil {
 			return nil, &Error{Source: src, What: what, Err: err}
 		}
-		if resp.StatusCode != http.StatusUnauthorized || try == 1 {
-			return resp, nil
+		if resp.StatusCode != http.StatusUnauthorized {
+			if resp.StatusCode < 400 {
+				c.accepted(h, src, as, sent)
+			}
+			return resp, encoded(src, what, resp)
 		}
 		challenges := resp.Header.Values("WWW-Authenticate")
-		if err := c.login(ctx, a, h, src, challenges, sent); err != nil {
+		if try == 1 {
+			// What was given for these credentials a moment ago is refused.
+			c.rejected(h, src, as, sent)
+			return resp, nil
+		}
+		if err := c.login(ctx, a, src, as, challenges, sent); err != nil {
 			return nil, errors.Join(err, resp.Body.Close())
 		}
-		if h.cred.header(src.Repo) == "" {
+		if h.cred.header(as.key(src.Repo)) == "" {
 			return resp, nil // there is nothing to log in with
 		}
-		if err := resp.Body.Close(); err != nil {
+		if err := drop(resp.Body); err != nil {
 			return nil, &Error{Source: src, What: what, Err: err}
 		}
 	}
 }
 
+// small gets an answer that is held in memory whole: at most limit bytes.
+func (c *Client) small(ctx context.Context, h *host, class uplink.Class, src catalog.Source, what, path string, header http.Header, limit int64) (http.Header, []byte, error) {
+	ctx, a := c.begin(ctx, h, class, 0)
+	defer a.end()
+	resp, err := c.get(ctx, a, src, http.MethodGet, what, path, header)
+	if err != nil {
+		return nil, nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, nil, refused(src, what, resp)
+	}
+	stream := c.body(ctx, a, resp, src, what)
+	b, err := io.ReadAll(io.LimitReader(stream, limit+1))
+	if err = errors.Join(err, stream.Close()); err != nil {
+		return nil, nil, err
+	}
+	if int64(len(b)) > limit {
+		return nil, nil, fmt.Errorf("registry: %s of %s/%s: %w: larger than %d bytes", what, src.Host, src.Repo, ErrContent, limit)
+	}
+	return resp.Header, b, nil
+}
+
 func (c *Client) body(ctx context.Context, a *attempt, resp *http.Response, src catalog.Source, what string) *body {
-	return &body{ctx: ctx, a: a, rc: resp.Body, stream: c.opts.Meter.Stream(a.class, a.conn), src: src, what: what, left: -1}
+	a.stream.Answered()
+	return &body{ctx: ctx, a: a, rc: resp.Body, stream: a.stream, src: src, what: what, left: -1}
 }
 
 // body is an answer's body under watch.
@@ -250,7 +137,15 @@ type body struct {
 	src    catalog.Source
 	what   string
 	left   int64 // bytes that were asked for and have not come; < 0: unknown
+
+	waited time.Duration // waited for drips
+	drips  int           // bytes that came in that time
 }
+
+// minProgress is how many bytes put a stall off: a server that lets single
+// bytes drip makes none. It is less than 75 bit/s bring while a request may say
+// nothing.
+const minProgress = 32
 
 func (b *body) Read(p []byte) (int, error) {
 	if b.left == 0 {
@@ -260,11 +155,19 @@ func (b *body) Read(p []byte) (int, error) {
 		p = p[:b.left]
 	}
 	if err := b.stream.Wait(b.ctx); err != nil {
+		if notNow := (*uplink.NotNow)(nil); errors.As(err, &notNow) {
+			return 0, &Error{Source: b.src, What: b.what, Err: err} // neither the link's doing nor the host's
+		}
 		return 0, &Error{Source: b.src, What: b.what, Err: b.a.failed(err)}
 	}
-	b.a.progress()
-	n, err := b.rc.Read(p)
+	b.a.progressAfter(b.waited)
+	began := time.Now()
+	n, err := b.rc.Read(p[:b.stream.Piece(len(p))])
 	b.a.rest()
+	b.waited += time.Since(began)
+	if b.drips += n; b.drips >= minProgress {
+		b.waited, b.drips = 0, 0
+	}
 	if n > 0 {
 		b.stream.Arrived(n)
 		if b.left > 0 {
@@ -282,7 +185,10 @@ func (b *body) Read(p []byte) (int, error) {
 
 // Close ends the request. What has not been read of it is not waited for.
 func (b *body) Close() error {
-	b.stream.End()
 	b.a.end()
 	return b.rc.Close()
 }
+
+// SetClass changes how urgent the answer is from now on, also while it is
+// paused: somebody waits for what a less urgent request brings, or no longer.
+func (b *body) SetClass(c uplink.Class) { b.stream.SetClass(c) }

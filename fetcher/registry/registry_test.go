@@ -149,11 +149,11 @@ func TestRangesOverOneConnection(t *testing.T) {
 func TestManifestIsHashed(t *testing.T) {
 	s := newShore(t, false)
 	c := client(t, s, nil)
-	m, err := c.Manifest(t.Context(), s.src(), "1.2")
+	m, err := c.Manifest(t.Context(), uplink.Demand, s.src(), "1.2")
 	if err != nil || m.Digest != digest.FromString(`{"schemaVersion":2}`) || m.MediaType != "application/vnd.oci.image.manifest.v1+json" {
 		t.Errorf("%+v, %v", m, err)
 	}
-	if _, err := c.Manifest(t.Context(), s.src(), digest.FromString("another").String()); err == nil || !strings.Contains(err.Error(), "other content") {
+	if _, err := c.Manifest(t.Context(), uplink.Demand, s.src(), digest.FromString("another").String()); err == nil || !strings.Contains(err.Error(), "other content") {
 		t.Errorf("a manifest that isn't the digest's: %v", err)
 	}
 }
@@ -205,7 +205,7 @@ func TestRefusedCredentials(t *testing.T) {
 	s := newShore(t, false)
 	s.bearer(300, "fleet")
 	c := client(t, s, func(h *Host) { h.Username, h.Password = "stranger", "secret" })
-	_, err := c.Manifest(t.Context(), s.src(), "1")
+	_, err := c.Manifest(t.Context(), uplink.Demand, s.src(), "1")
 	if err == nil || Temporary(err) || !strings.Contains(err.Error(), "credentials for shore.example") {
 		t.Errorf("got %v", err)
 	}
@@ -374,32 +374,10 @@ func TestCanceledRequestIsNoDarkLink(t *testing.T) {
 	c := client(t, s, nil)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if _, err := c.Manifest(ctx, s.src(), "1"); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := c.Manifest(ctx, uplink.Demand, s.src(), "1"); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
 	}
 	if c.opts.Meter.State().Dark {
 		t.Error("a canceled request made the link dark")
-	}
-}
-
-func FuzzChallenge(f *testing.F) {
-	f.Add(`Bearer realm="https://auth.example/token",service="registry",scope="repository:a/b:pull,push"`)
-	f.Add(`basic realm=shore , charset="UTF-8"`)
-	f.Fuzz(func(t *testing.T, s string) {
-		scheme, params := parseChallenge(s)
-		if scheme != strings.ToLower(scheme) {
-			t.Errorf("scheme %q", scheme)
-		}
-		if _, ok := params[""]; ok {
-			t.Error("a parameter without a name")
-		}
-	})
-}
-
-func TestParseChallenge(t *testing.T) {
-	scheme, params := parseChallenge(`Bearer realm="https://auth.example/token",service=reg ,scope="repository:a/b:pull,push"`)
-	want := map[string]string{"realm": "https://auth.example/token", "service": "reg", "scope": "repository:a/b:pull,push"}
-	if diff := cmp.Diff(want, params); scheme != "bearer" || diff != "" {
-		t.Errorf("%q\n%s", scheme, diff)
 	}
 }
