@@ -1,10 +1,22 @@
-// Package uplink knows the node's link: whether it is up or dark and since
-// when, its round-trip time and its rate, as seen by the requests that cross
-// it. Nothing is sent to find out.
+// Package uplink knows the node's link, and sees to it that it is shared well:
+// whether it is up, slow or dark and since when, its round-trip time and its
+// rate, as seen by the requests that cross it; who may use it, when, and how
+// much of it. Nothing is sent to find out.
 //
 // One Meter serves a node. Everything that must be sized for the link asks it:
-// how far to read ahead, when a request that says nothing has stalled, how
-// long what is missing will take.
+// how far to read ahead, how many requests to make at a time, when a request
+// that says nothing has stalled, how long what is missing will take.
+//
+// # How a link is shared that somebody else fills
+//
+// The registry at the other end sends as fast as its congestion control
+// allows, and what the link can't carry at once waits in a modem, in front of
+// what somebody urgently wants. This end has one lever, the receive window: a
+// sender has no more on its way than it was granted. So transfers that go on
+// for long together get what the link holds in a round trip, and a little
+// (share.go); while somebody waits for something they get less, and those
+// least urgent nothing. That needs a rate that isn't what the windows have
+// made of it, and a delay that isn't the queue's (estimate.go).
 package uplink
 
 import (
@@ -17,24 +29,24 @@ import (
 // link is mistaken for a dead one (measured on emulated outages, Nov 2026).
 const DefaultMinStall = 8 * time.Second
 
-// Bounds and weights of the estimates.
-const (
-	// Guesses that hold until something was measured: a satellite link.
-	assumedRTT  = 600 * time.Millisecond
-	assumedRate = 256_000 / 8 // bytes/s
-
-	rttWeight  = 0.25 // of a new sample, as in SRTT but quicker: samples are few
-	rateWeight = 0.3
-	window     = 500 * time.Millisecond // of streaming, for one sample of the rate
-)
-
 // State is what is known of the link at one moment.
 type State struct {
-	Dark  bool          // requests fail and nothing has arrived since
-	Since time.Time     // when it became dark or up
-	RTT   time.Duration // smoothed time to a request's first byte
-	Rate  float64       // bytes/s that arrive while something streams
-	Bytes int64         // bytes of bodies that arrived in all
+	Phase Phase
+	Dark  bool      // Phase is Dark: requests fail and nothing has arrived since
+	Since time.Time // when the phase began
+
+	RTT    time.Duration // smoothed time to a request's first byte
+	MinRTT time.Duration // a round trip with nothing queued before it
+	Rate   float64       // bytes/s that arrive while something streams
+	Peak   float64       // bytes/s that the link brings when nothing here holds it back, as far as was seen lately
+	Loss   float64       // share of data packets that came late because others were lost, lately
+
+	Bytes   int64             // bytes of bodies that arrived since the start
+	ByClass [NumClasses]int64 // of these, by class
+	Today   [NumClasses]int64 // bytes that count for the day's budget
+
+	BudgetLeft int64     // bytes of the day that are left; < 0: no budget
+	NextWindow time.Time // when the next contact window opens; zero: it is open, or there is none
 }
 
 // Meter is safe for concurrent use. Use NewMeter.
@@ -45,21 +57,28 @@ type Meter struct {
 	log *slog.Logger
 	now func() time.Time
 
-	mu       sync.Mutex
-	state    State             // guarded by mu
-	measured int               // guarded by mu; samples of the RTT
-	recent   [16]time.Duration // guarded by mu; the last of them, in a ring
-	rated    bool              // guarded by mu; Rate is no guess
-	streams  int               // guarded by mu; bodies being read
-	begun    time.Time         // guarded by mu; of the current window
-	busy     time.Duration
-	arrived  int64 // guarded by mu; in the current window
+	mu      sync.Mutex
+	state   State // guarded by mu; RTT, Rate, Loss, phase and counts
+	health  health
+	est     estimate
+	share   share
+	crowd   crowd
+	bucket  bucket
+	rules   rules
+	streams []*Stream     // guarded by mu; requests under way, in order of their beginning
+	looked  time.Time     // guarded by mu; when the sockets were last asked
+	timer   *time.Timer   // guarded by mu; looks again while nothing arrives; nil: no streams
+	change  chan struct{} // guarded by mu; see Changed
+	gate    chan struct{} // guarded by mu; closed and replaced when Wait should look again
 }
 
 // NewMeter returns a Meter that knows nothing yet and takes the link for up.
 func NewMeter(log *slog.Logger) *Meter {
-	m := &Meter{MinStall: DefaultMinStall, log: log, now: time.Now}
-	m.state = State{Since: m.now(), RTT: assumedRTT, Rate: assumedRate}
+	m := &Meter{MinStall: DefaultMinStall, log: log, now: time.Now, change: make(chan struct{}), gate: make(chan struct{})}
+	m.state = State{Phase: Up, Since: m.now(), RTT: assumedRTT, Rate: assumedRate}
+	m.health = health{answered: map[string]time.Time{}, failing: map[string]time.Time{}}
+	m.share.gain, m.crowd.n = usualGain, minCrowd
+	m.rules.usage = newUsage(time.Now, bootTime)
 	return m
 }
 
@@ -67,7 +86,10 @@ func NewMeter(log *slog.Logger) *Meter {
 func (m *Meter) State() State {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.state
+	s := m.state
+	s.MinRTT, s.Peak = m.minRTT(), m.peak()
+	m.rules.describe(m.now(), &s)
+	return s
 }
 
 // FirstByte tells that a request on a warm connection had its first byte
@@ -75,70 +97,13 @@ func (m *Meter) State() State {
 func (m *Meter) FirstByte(d time.Duration) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.measured == 0 {
+	if m.est.measured == 0 {
 		m.state.RTT = d
 	} else {
 		m.state.RTT += time.Duration(rttWeight * float64(d-m.state.RTT))
 	}
-	m.recent[m.measured%len(m.recent)] = d
-	m.measured++
-}
-
-// Failed tells that a request failed for want of a link.
-func (m *Meter) Failed(err error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.streams > 0 || m.state.Dark {
-		return // others get through, or it is known already
-	}
-	m.state.Dark, m.state.Since = true, m.now()
-	m.log.Warn("the link is dark; what is cached goes on, the rest waits", slog.Any("error", err))
-}
-
-// Alive tells that something answered.
-func (m *Meter) Alive() {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.alive()
-}
-
-func (m *Meter) alive() {
-	if !m.state.Dark {
-		return
-	}
-	now := m.now()
-	m.log.Info("the link is up", slog.Duration("dark", now.Sub(m.state.Since).Round(time.Second)))
-	m.state.Dark, m.state.Since = false, now
-}
-
-// arrivedBytes tells that n bytes of a body arrived.
-func (m *Meter) arrivedBytes(n int) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.alive()
-	m.state.Bytes += int64(n)
-	m.arrived += int64(n)
-	if m.streams > 0 {
-		now := m.now()
-		m.busy += now.Sub(m.begun)
-		m.begun = now
-	}
-	m.sample()
-}
-
-// sample closes a window that is long enough. Time in which nothing streamed
-// is not in it: waiting for an answer says nothing of the rate.
-func (m *Meter) sample() {
-	if m.busy < window {
-		return
-	}
-	rate := float64(m.arrived) / m.busy.Seconds()
-	if !m.rated {
-		m.rated, m.state.Rate = true, rate
-	} else {
-		m.state.Rate += rateWeight * (rate - m.state.Rate)
-	}
-	m.busy, m.arrived = 0, 0
+	m.est.recent[m.est.measured%len(m.est.recent)] = d
+	m.est.measured++
 }
 
 // StallLimit returns how long a request may say nothing, with queued bytes
@@ -147,8 +112,8 @@ func (m *Meter) StallLimit(queued int64) time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	d := 4 * m.state.RTT
-	if m.state.Rate > 1 {
-		d += time.Duration(float64(queued) / m.state.Rate * float64(time.Second))
+	if rate := m.capped(m.state.Rate); rate > 1 {
+		d += time.Duration(min(float64(queued)/rate, 3600) * float64(time.Second))
 	}
 	return max(m.MinStall, min(d, time.Hour))
 }
@@ -159,9 +124,37 @@ func (m *Meter) StallLimit(queued int64) time.Duration {
 func (m *Meter) BandwidthDelay() int64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	rtt := m.state.RTT
-	for _, d := range m.recent[:min(m.measured, len(m.recent))] {
-		rtt = min(rtt, d)
+	return int64(m.bandwidthDelay())
+}
+
+// look asks the sockets what has come, and acts on it once in a round trip.
+// m.mu is held.
+func (m *Meter) look() {
+	now := m.now()
+	for _, s := range m.streams {
+		m.count(s)
 	}
-	return int64(m.state.Rate * rtt.Seconds())
+	if m.bodies() > 0 {
+		m.est.round.time += now.Sub(m.looked)
+	}
+	m.looked = now
+	if m.est.round.time >= m.roundTime() {
+		m.endRound(now)
+	}
+	m.divide()
+}
+
+// lookEvery is how often to look while something is under way.
+func (m *Meter) lookEvery() time.Duration {
+	return min(max(m.minRTT()/4, 20*time.Millisecond), 500*time.Millisecond)
+}
+
+// bodies returns how many streams bring a body.
+func (m *Meter) bodies() (n int) {
+	for _, s := range m.streams {
+		if s.body {
+			n++
+		}
+	}
+	return n
 }

@@ -2,17 +2,10 @@ package uplink
 
 import (
 	"bytes"
-	"errors"
-	"log/slog"
-	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 )
-
-func newMeter(words *bytes.Buffer) *Meter {
-	return NewMeter(slog.New(slog.NewTextHandler(words, nil)))
-}
 
 func TestRateIsMeasuredWhileSomethingStreams(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -64,38 +57,6 @@ func TestStallLimitFollowsTheLink(t *testing.T) {
 	if more := m.StallLimit(1 << 20); more <= m.StallLimit(0) {
 		t.Error("queued bytes don't count")
 	}
-}
-
-func TestDarkAndUpAreSaidOnce(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var words bytes.Buffer
-		m := newMeter(&words)
-		for range 5 {
-			m.Failed(errors.New("no route"))
-		}
-		if s := m.State(); !s.Dark {
-			t.Error("not dark")
-		}
-		time.Sleep(time.Hour)
-		m.Alive()
-		m.arrivedBytes(10)
-		if s := m.State(); s.Dark || time.Since(s.Since) > time.Minute {
-			t.Errorf("still dark: %+v", s)
-		}
-		if n := strings.Count(words.String(), "\n"); n != 2 || !strings.Contains(words.String(), "1h0m0s") {
-			t.Errorf("%d lines, want one down and one up that says how long:\n%s", n, &words)
-		}
-	})
-}
-
-func TestOneFailureAmongStreamsIsNoDarkLink(t *testing.T) {
-	m := newMeter(&bytes.Buffer{})
-	st := m.Stream(Demand, nil)
-	m.Failed(errors.New("reset"))
-	if m.State().Dark {
-		t.Error("dark while something streams")
-	}
-	st.End()
 }
 
 func TestBandwidthDelayDoesNotCountTheQueue(t *testing.T) {
