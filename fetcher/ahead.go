@@ -2,7 +2,7 @@ package fetcher
 
 import (
 	"slices"
-	"time"
+	"sync/atomic"
 
 	"github.com/airstream-io/airstream/internal/toc"
 )
@@ -62,21 +62,20 @@ type ahead struct {
 	recent []*unit // with something left, the one missed last at the end
 }
 
-// known is what a layer's readers have shown of it. Guarded by Fetcher.mu.
+// known is what a layer's readers have shown of it.
 type known struct {
-	dirOf   []uint32 // entry to the directory that it is in
-	touched []uint64 // bit set: chunks that a reader asked for
-	planned []uint64 // bit set: members of a hot set
+	dirOf   []uint32        // entry to the directory that it is in
+	touched []atomic.Uint64 // bit set: chunks that a reader asked for
 }
 
 func has(set []uint64, i uint32) bool { return int(i/64) < len(set) && set[i/64]>>(i%64)&1 == 1 }
 
+// known returns what readers have shown of a layer whose tree is here.
 func (l *layer) known() *known {
-	if l.seen == nil {
+	l.seenOnce.Do(func() {
 		l.seen = &known{
 			dirOf:   make([]uint32, l.tree.Len()),
-			touched: make([]uint64, (l.tree.NumChunks()+63)/64),
-			planned: make([]uint64, (l.tree.NumMembers()+63)/64),
+			touched: make([]atomic.Uint64, (l.tree.NumChunks()+63)/64),
 		}
 		for dir := range uint32(l.tree.Len()) {
 			for k := range l.tree.NumChildren(dir) {
@@ -84,8 +83,14 @@ func (l *layer) known() *known {
 				l.seen.dirOf[e] = dir
 			}
 		}
-	}
+	})
 	return l.seen
+}
+
+// touch notes that a chunk was asked for, and tells whether that is new.
+func (k *known) touch(c uint32) bool {
+	bit := uint64(1) << (c % 64)
+	return k.touched[c/64].Load()&bit == 0 && k.touched[c/64].Or(bit)&bit == 0
 }
 
 // unitsOf returns the units that a chunk belongs to: its file's first, then
@@ -161,21 +166,23 @@ func membersOf(t *toc.Tree, entry uint32) []uint32 {
 
 // used tells that somebody reads chunks [from, to] of a layer.
 func (f *Fetcher) used(l *layer, from, to uint32) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
 	seen := l.known()
 	for c := from; c <= to; c++ {
-		if has(seen.touched, c) {
-			continue
+		if seen.touch(c) { // reads of what is known take no lock
+			f.usedFirst(l, c)
 		}
-		seen.touched[c/64] |= 1 << (c % 64)
-		if len(f.touches) < maxTouches {
-			f.touches = append(f.touches, touch{l.Slot, c})
-		}
-		m := l.tree.Member(l.tree.Chunk(c).Member)
-		for _, u := range f.unitsOf(l, c) {
-			u.used += m.End - m.Offset
-		}
+	}
+}
+
+func (f *Fetcher) usedFirst(l *layer, c uint32) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.touches) < maxTouches {
+		f.touches = append(f.touches, touch{l.Slot, c})
+	}
+	m := memberSize(l.tree, l.tree.Chunk(c).Member)
+	for _, u := range f.unitsOf(l, c) {
+		u.used += m
 	}
 }
 
@@ -184,7 +191,7 @@ func (f *Fetcher) used(l *layer, from, to uint32) {
 // better what comes next. f.mu is held.
 func (f *Fetcher) missed(l *layer, c uint32) {
 	member := l.tree.Chunk(c).Member
-	if has(l.known().planned, member) {
+	if has(l.planned, member) {
 		return
 	}
 	for _, u := range slices.Backward(f.unitsOf(l, c)) {
@@ -197,26 +204,29 @@ func (f *Fetcher) missed(l *layer, c uint32) {
 	}
 }
 
-// readAhead plans the next request ahead of the readers. It returns nil if
-// there is none to make now; more says that not all was looked at. f.mu is
-// held.
-func (f *Fetcher) readAhead(now time.Time) (t *transfer, more bool) {
+// nextAhead plans the next request ahead of the readers, or returns nil if
+// there is none to make now. f.mu is held.
+func (f *Fetcher) nextAhead(r *round) *transfer {
 	budget := maxScan
 	for _, u := range slices.Backward(slices.Clone(f.queue.ahead.recent)) {
-		if u.l.pause.until.After(now) {
+		tk := f.ticketAt(u.l, Ahead, r)
+		if tk == nil {
 			continue
 		}
 		if t := f.stepAhead(u, &budget); t != nil {
-			return t, false
+			t.ticket = tk
+			return t
 		}
+		tk.discard()
 		if u.left <= 0 {
 			f.queue.ahead.recent = slices.DeleteFunc(f.queue.ahead.recent, func(o *unit) bool { return o == u })
 		}
 		if budget <= 0 {
-			return nil, true
+			r.later(r.now)
+			return nil
 		}
 	}
-	return nil, false
+	return nil
 }
 
 // stepAhead plans the next request of one unit; nil if it has none now.
@@ -229,7 +239,7 @@ func (f *Fetcher) stepAhead(u *unit, budget *int) *transfer {
 		for i+run < len(u.members) && run < u.left && u.members[i+run] == u.members[i]+uint32(run) {
 			run++
 		}
-		t := f.plan(u.l, u.members[i], int(u.members[i])+run, f.aheadSpan(), Ahead)
+		t := f.plan(u.l, u.members[i], int(u.members[i])+run, f.aheadSpan(), Ahead, piece{})
 		n := max(1, int(t.end-t.first))
 		u.next, u.left = (i+n)%len(u.members), u.left-n
 		if t.end > t.first {

@@ -13,7 +13,6 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"github.com/airstream-io/airstream/fetcher/registry"
 	"github.com/airstream-io/airstream/internal/catalog"
 	"github.com/airstream-io/airstream/internal/store"
 )
@@ -22,18 +21,22 @@ import (
 // comes back after it gave up; what has arrived stays in any case.
 const abandonAfter = 2 * time.Minute
 
-// maxRefusals is how often a source may refuse a blob before its readers are
-// told. Registries do refuse for a moment what they have.
-const maxRefusals = 3
+// blobHaste is how many times sooner than the completion of a layer a blob that
+// is refused ends: a client waits for it, and asks again. A guess.
+const blobHaste = 12
 
 // download is a whole blob that is crossing. It runs on its own, and its
 // readers follow it.
 type download struct {
-	f     *Fetcher
-	d     digest.Digest
-	class Class
-	size  int64 // bytes; < 0: unknown
-	src   catalog.Source
+	f    *Fetcher
+	d    digest.Digest
+	size int64          // bytes; < 0: unknown
+	from origins        // guarded by f.mu
+	last catalog.Source // that was asked; run's own
+	// class is that of the most urgent reader so far; guarded by f.mu
+	class  Class
+	stream promotable // guarded by f.mu; what arrives now
+	ticket *ticket    // guarded by f.mu; of it
 
 	mu      sync.Mutex
 	changed chan struct{} // guarded by mu; closed and replaced when anything below changes
@@ -61,6 +64,9 @@ type Blob struct {
 // the link until ctx ends.
 func (f *Fetcher) Blob(ctx context.Context, class Class, src catalog.Source, d digest.Digest, size int64) (*Blob, error) {
 	for {
+		f.mu.Lock()
+		landed := f.landed
+		f.mu.Unlock()
 		file, err := f.store.Blob(d)
 		if err == nil {
 			return &Blob{ctx: ctx, file: file}, nil
@@ -75,10 +81,17 @@ func (f *Fetcher) Blob(ctx context.Context, class Class, src catalog.Source, d d
 		}
 		err = nil
 		dl, ok := f.blobs[d]
+		if !ok && f.landed != landed {
+			f.mu.Unlock()
+			continue // it may have been this one that ended since the look
+		}
 		if !ok {
 			dl, err = f.download(class, src, d, size) //nolint:contextcheck // a download outlives its readers
 		}
 		joined := err == nil && dl.join()
+		if joined {
+			dl.promote(class)
+		}
 		f.mu.Unlock()
 		if joined {
 			return &Blob{ctx: ctx, d: dl}, nil
@@ -101,10 +114,22 @@ func (f *Fetcher) download(class Class, src catalog.Source, d digest.Digest, siz
 		return nil, err
 	}
 	run, cancel := context.WithCancel(f.run)
-	dl := &download{f: f, d: d, class: class, size: size, src: src, part: part, length: part.Len(), changed: make(chan struct{}), cancel: cancel}
+	dl := &download{f: f, d: d, class: class, size: size, from: origins{sources: []catalog.Source{src}}, part: part, length: part.Len(), changed: make(chan struct{}), cancel: cancel}
 	f.blobs[d] = dl
 	f.work.Go(func() { dl.run(run) })
 	return dl, nil
+}
+
+// promote makes a download as urgent as a reader is who joins it. f.mu is held.
+func (d *download) promote(c Class) {
+	if c >= d.class {
+		return
+	}
+	d.class = c
+	if d.stream != nil {
+		d.ticket.class = c
+		d.stream.SetClass(c)
+	}
 }
 
 func (d *download) join() bool {
@@ -146,8 +171,12 @@ func (d *download) run(ctx context.Context) {
 	if err == nil {
 		err = d.part.Commit()
 	}
+	if errors.Is(err, store.ErrMismatch) {
+		d.f.reg.Distrust(d.last, d.d)
+	}
 	d.f.mu.Lock()
 	delete(d.f.blobs, d.d)
+	d.f.landed++
 	d.f.mu.Unlock()
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -163,14 +192,22 @@ func (d *download) run(ctx context.Context) {
 }
 
 func (d *download) fetchAll(ctx context.Context) error {
-	pause := backoff{max: d.f.opts.MaxPause}
-	refusals := 0
 	for {
 		begin := d.part.Len()
 		if begin == d.size {
 			return nil
 		}
-		done, err := d.fetchSome(ctx, begin)
+		t, err := d.f.ask(ctx, &errand{kind: forBlob, class: func() Class { return d.class }, from: &d.from})
+		if err != nil {
+			return err
+		}
+		d.last = t.src
+		done, err := d.fetchSome(ctx, t, begin)
+		d.f.mu.Lock()
+		d.f.giveBack(t, &d.from, err, d.part.Len() > begin)
+		lost := d.f.hopeless(&d.from, d.f.opts.Patience/blobHaste)
+		d.f.dispatch()
+		d.f.mu.Unlock()
 		switch {
 		case done && err == nil:
 			return nil
@@ -178,41 +215,36 @@ func (d *download) fetchAll(ctx context.Context) error {
 			return ctx.Err()
 		case isLocal(err):
 			return err
-		case err != nil && !registry.Temporary(err):
-			if refusals++; refusals == maxRefusals {
-				return err
-			}
-		}
-		if d.part.Len() > begin {
-			pause.succeeded()
-			refusals = 0
+		case lost != nil:
+			return lost
 		}
 		d.f.log.DebugContext(ctx, "a blob goes on", slog.String("blob", d.d.String()), slog.Int64("at", d.part.Len()), slog.Any("error", err))
-		if !sleep(ctx, pause.failed(time.Now(), registry.RetryAfter(err))) {
-			return ctx.Err()
-		}
 	}
 }
 
 // fetchSome makes one request and appends what it brings. done tells that the
 // stream ended by itself.
-func (d *download) fetchSome(ctx context.Context, begin int64) (done bool, err error) {
+func (d *download) fetchSome(ctx context.Context, t *ticket, begin int64) (done bool, err error) {
 	n := int64(-1)
 	if d.size >= 0 {
 		n = d.size - begin
 	}
-	rc, start, err := d.f.reg.Blob(ctx, d.class, d.src, d.d, begin, n)
+	rc, start, err := d.f.reg.Blob(ctx, t.class, t.src, d.d, begin, n)
 	if err != nil {
 		return false, err
 	}
+	t.answer()
 	defer func() { err = errors.Join(err, rc.Close()) }()
-	if _, err := io.CopyN(io.Discard, rc, begin-start); err != nil {
+	d.arriving(t, rc)
+	defer d.arriving(nil, nil)
+	if _, err := io.CopyN(io.Discard, heard{rc, t}, begin-start); err != nil {
 		return false, err
 	}
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := rc.Read(buf)
 		if n > 0 {
+			t.hear()
 			if _, err := d.part.Write(buf[:n]); err != nil {
 				return false, fmt.Errorf("%w: %w", errLocal, err)
 			}
@@ -227,6 +259,20 @@ func (d *download) fetchSome(ctx context.Context, begin int64) (done bool, err e
 		}
 		if err != nil {
 			return false, err
+		}
+	}
+}
+
+// arriving notes what brings the blob now, so that it can be made more urgent.
+func (d *download) arriving(t *ticket, rc io.Reader) {
+	d.f.mu.Lock()
+	defer d.f.mu.Unlock()
+	d.ticket, d.stream = t, nil
+	if s, ok := rc.(promotable); ok {
+		d.stream = s
+		if d.class < t.class {
+			t.class = d.class
+			s.SetClass(d.class)
 		}
 	}
 }
@@ -253,7 +299,7 @@ func (b *Blob) Read(p []byte) (int, error) {
 		select {
 		case <-changed:
 		case <-b.ctx.Done():
-			return 0, fmt.Errorf("fetcher: waiting for blob %s: %w", b.d.d, b.ctx.Err())
+			return 0, fmt.Errorf("fetcher: waiting for blob %s: %w", b.d.d, context.Cause(b.ctx))
 		}
 	}
 }

@@ -11,25 +11,26 @@
 // There are no time limits. A request that makes no progress is given up and
 // asked again, from what has not arrived, after a pause that grows while the
 // link is dark. Work runs on the fetcher's own context: readers only wait.
+//
+// What fails is held against as little as possible: a chunk, a layer at one
+// source, a registry. A disk that takes nothing more fails no read: what is
+// waited for is handed on from memory.
 package fetcher
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/airstream-io/airstream/fetcher/registry"
 	"github.com/airstream-io/airstream/fetcher/uplink"
 	"github.com/airstream-io/airstream/internal/catalog"
 	"github.com/airstream-io/airstream/internal/store"
-	"github.com/airstream-io/airstream/internal/toc"
 )
 
 // Options configure a Fetcher; the zero value works.
@@ -40,12 +41,21 @@ type Options struct {
 	IdleAfter  time.Duration // 0: DefaultIdleAfter
 	// MaxPause is the longest pause between attempts while the link is dark.
 	MaxPause time.Duration // 0: DefaultMaxPause
+	// Patience is how long all sources may refuse a thing, or send something
+	// else, before completions of it end. Registries do so for a moment.
+	Patience time.Duration // 0: DefaultPatience
+	// FailFast makes reads and look-ups of what is not here end with ErrDark
+	// while the link is dark, instead of waiting for it.
+	FailFast bool
 	Logger   *slog.Logger
 }
 
 // DefaultIdleAfter is how long after the last wait background fetching begins.
 // A guess: long enough for a starting program to ask for more.
 const DefaultIdleAfter = 15 * time.Second
+
+// DefaultPatience is long enough for a registry that restarts. A guess.
+const DefaultPatience = 2 * time.Minute
 
 // Fetcher is safe for concurrent use.
 type Fetcher struct {
@@ -60,13 +70,27 @@ type Fetcher struct {
 	cancel context.CancelFunc
 	work   sync.WaitGroup
 
-	mu      sync.Mutex
-	layers  map[uint32]*layer // guarded by mu; by slot
-	queue   queue             // guarded by mu
-	blobs   map[digest.Digest]*download
-	touches []touch // guarded by mu; first reads, in their order
-	counts  Counts  // guarded by mu
-	closing bool    // guarded by mu
+	began      time.Time
+	parses     chan struct{}       // holds one token for each table that is parsed at a time
+	counting   chan struct{}       // holds one token for each layer that is counted unasked at a time
+	demandRoom *semaphore.Weighted // for large chunks that arrive, in bytes
+	bulkRoom   *semaphore.Weighted // likewise, of those that nobody waits for
+
+	mu         sync.Mutex
+	layers     map[uint32]*layer           // guarded by mu; by slot
+	hosts      map[string]*host            // guarded by mu; by name
+	queue      queue                       // guarded by mu
+	blobs      map[digest.Digest]*download // guarded by mu
+	landed     int64                       // guarded by mu; downloads of whole blobs that ended
+	touches    []touch                     // guarded by mu; first reads, in their order
+	counts     Counts                      // guarded by mu
+	epoch      uint64                      // guarded by mu; counts Recounts, from 1 on
+	incomplete []*layer                    // guarded by mu; those whose files are indexed
+	indexed    int                         // guarded by mu; files in these indexes
+	spare      spare                       // guarded by mu
+	full       backoff                     // guarded by mu; of storing what nobody waits for
+	fullUntil  time.Time                   // guarded by mu
+	closing    bool                        // guarded by mu
 }
 
 // Counts are what a Fetcher did since it started.
@@ -90,12 +114,21 @@ func New(s *store.Store, c *catalog.Catalog, reg *registry.Client, meter *uplink
 	if opts.MaxPause == 0 {
 		opts.MaxPause = DefaultMaxPause
 	}
+	if opts.Patience == 0 {
+		opts.Patience = DefaultPatience
+	}
 	run, cancel := context.WithCancel(context.Background()) //nolint:forbidigo // the fetcher's own life, ended by Close
 	f := &Fetcher{
 		store: s, catalog: c, reg: reg, meter: meter, log: opts.Logger, opts: opts,
-		run: run, cancel: cancel, layers: map[uint32]*layer{}, blobs: map[digest.Digest]*download{},
+		run: run, cancel: cancel, began: time.Now(), parses: make(chan struct{}, maxParses), counting: make(chan struct{}, 1), epoch: 1,
+		demandRoom: semaphore.NewWeighted(chunkRoom), bulkRoom: semaphore.NewWeighted(chunkRoom),
+		layers: map[uint32]*layer{}, hosts: map[string]*host{}, blobs: map[digest.Digest]*download{},
+		full: backoff{max: maxFullPause},
 	}
 	f.queue.flights = map[piece]*flight{}
+	f.queue.transfers = map[*transfer]struct{}{}
+	f.queue.waits = map[*wait]struct{}{}
+	f.work.Go(f.watchLink)
 	return f
 }
 
@@ -110,122 +143,41 @@ func (f *Fetcher) Close() {
 	f.work.Wait()
 }
 
+// watchLink looks at the queue again whenever the link or what it may be used
+// for changes.
+func (f *Fetcher) watchLink() {
+	for {
+		changed := f.meter.Changed()
+		f.mu.Lock()
+		if f.opts.FailFast && f.meter.State().Dark {
+			f.failWaiting()
+		}
+		f.dispatch()
+		f.mu.Unlock()
+		select {
+		case <-changed:
+		case <-f.run.Done():
+			return
+		}
+	}
+}
+
+// failWaiting ends all waits, as the policy has it for a dark link. f.mu is
+// held.
+func (f *Fetcher) failWaiting() {
+	for _, fl := range f.queue.flights {
+		if fl.waiters > 0 && len(fl.carriers) == 0 {
+			f.land(fl.piece, nil, fmt.Errorf("fetcher: %w", ErrDark))
+		}
+	}
+	for _, l := range f.layers {
+		l.giveUp()
+	}
+}
+
 // Counts returns what was done so far.
 func (f *Fetcher) Counts() Counts {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.counts
-}
-
-// layer is a layer that the fetcher has been asked about.
-type layer struct {
-	catalog.Layer
-	ready  chan struct{} // closed when what follows is set
-	tree   *toc.Tree
-	fresh  time.Time // when its table arrived, if it crossed for this process
-	lastID atomic.Pointer[entryID]
-
-	// guarded by Fetcher.mu
-	sources []catalog.Source
-	source  int // which of them is asked now
-	pause   backoff
-	whole   bool // a source sent the whole blob for a range of it
-	seen    *known
-	bad     error // why it can't be served: its table is not what the manifest said
-}
-
-type entryID struct {
-	entry uint32
-	id    toc.ObjectID
-}
-
-// Announce tells that the layers in slots will be wanted soon: their tables of
-// contents begin to cross now.
-func (f *Fetcher) Announce(slots ...uint32) error {
-	for _, slot := range slots {
-		if _, err := f.layer(slot, true); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// layer returns the layer in slot, and sees to it that its table is fetched if
-// it isn't here. refresh reads its sources again. Unknown slots are
-// fs.ErrNotExist.
-func (f *Fetcher) layer(slot uint32, refresh bool) (*layer, error) {
-	f.mu.Lock()
-	l, known := f.layers[slot]
-	f.mu.Unlock()
-	if known && !refresh {
-		return l, nil
-	}
-	info, err := f.catalog.Layer(slot)
-	if err != nil {
-		return nil, fmt.Errorf("fetcher: %w", err)
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if l, known = f.layers[slot]; known {
-		l.sources = info.Sources
-		return l, nil
-	}
-	if f.closing {
-		return nil, fmt.Errorf("fetcher: layer in slot %d: %w", slot, context.Canceled)
-	}
-	l = &layer{Layer: info, sources: info.Sources, ready: make(chan struct{}), pause: backoff{max: f.opts.MaxPause}}
-	f.layers[slot] = l
-	f.work.Go(func() { f.loadTable(f.run, l) })
-	return l, nil
-}
-
-// Tree returns the file tree of the layer in slot. It waits, until ctx ends,
-// while the table of contents is still crossing. An unknown slot is
-// fs.ErrNotExist.
-func (f *Fetcher) Tree(ctx context.Context, slot uint32) (*toc.Tree, error) {
-	l, err := f.layer(slot, false)
-	if err != nil {
-		return nil, err
-	}
-	if err := f.await(ctx, l); err != nil {
-		return nil, err
-	}
-	return l.tree, nil
-}
-
-// await waits for a layer's tree.
-func (f *Fetcher) await(ctx context.Context, l *layer) error {
-	select {
-	case <-l.ready:
-	case <-ctx.Done():
-		return fmt.Errorf("fetcher: table of contents of layer %s: %w", l.Blob, ctx.Err())
-	case <-f.run.Done():
-		return fmt.Errorf("fetcher: stopping: %w", context.Canceled)
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return l.bad
-}
-
-// loadTable brings a layer's tree into memory, from disk or across the link.
-func (f *Fetcher) loadTable(ctx context.Context, l *layer) {
-	tree, err := f.store.Tree(l.TOC)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, store.ErrDamaged) {
-		if errors.Is(err, store.ErrDamaged) {
-			f.log.WarnContext(ctx, "a layer's tree is damaged; its table is fetched again", slog.String("layer", l.Blob.String()), slog.Any("error", err))
-		}
-		tree, err = f.fetchTable(ctx, l)
-		l.fresh = time.Now()
-	}
-	if ctx.Err() != nil {
-		return // waiters see the fetcher stop
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	l.tree = tree
-	if err != nil {
-		l.bad = err
-		f.log.ErrorContext(ctx, "a layer cannot be served", slog.String("layer", l.Blob.String()), slog.Any("error", err))
-	}
-	close(l.ready)
 }

@@ -5,17 +5,11 @@ import (
 	"log/slog"
 	"slices"
 	"sort"
-	"time"
 
 	"github.com/airstream-io/airstream/internal/catalog"
 	"github.com/airstream-io/airstream/internal/toc"
 	"github.com/airstream-io/airstream/internal/trace"
 )
-
-// maxHot is how many requests for hot sets are under way at a time. With 1% of
-// loss a registry's sender keeps a satellite link full with eight connections
-// and not with fewer (facts: links, 64 KiB ranges).
-const maxHot = 8
 
 // hotRun is a part of a layer that a start will read.
 type hotRun struct {
@@ -60,11 +54,8 @@ func (f *Fetcher) warm(l *layer, plan trace.Plan) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	planned := l.known().planned
 	for _, r := range runs {
-		for m := r.first; m < r.end; m++ {
-			planned[m/64] |= 1 << (m % 64)
-		}
+		l.planMembers(r.first, r.end)
 	}
 	q := &f.queue
 	q.hot = append(q.hot, runs...)
@@ -81,37 +72,41 @@ func membersIn(t *toc.Tree, from, to int64) span {
 	return span{at(from), at(to)}
 }
 
-// nextHot plans the next request for hot sets, or nil; more says that not all
-// was looked at. f.mu is held.
-func (f *Fetcher) nextHot(now time.Time) (t *transfer, more bool) {
+// nextHot plans the next request for hot sets, or returns nil if there is none
+// to make now. f.mu is held.
+func (f *Fetcher) nextHot(r *round) *transfer {
 	q := &f.queue
 	budget := maxScan
 	for i := 0; i < len(q.hot); {
-		r := &q.hot[i]
-		if r.l.pause.until.After(now) {
+		h := &q.hot[i]
+		tk := f.ticketAt(h.l, Hot, r)
+		if tk == nil {
 			i++
 			continue
 		}
-		for r.first < r.end && budget > 0 {
+		for h.first < h.end && budget > 0 {
 			budget--
-			t := f.plan(r.l, r.first, int(r.end), f.hotSpan(), Hot)
-			r.first = max(t.end, r.first+1)
+			t := f.plan(h.l, h.first, int(h.end), f.hotSpan(), Hot, piece{})
+			h.first = max(t.end, h.first+1)
 			if t.end > t.first {
-				return t, false
+				t.ticket = tk
+				return t
 			}
 		}
+		tk.discard()
 		if budget == 0 {
-			return nil, true
+			r.later(r.now)
+			return nil
 		}
 		q.hot = slices.Delete(q.hot, i, i+1)
 	}
-	return nil, false
+	return nil
 }
 
 // hotSpan is the size of a request for hot sets: all of them together are two
 // and a half round trips' worth, so that loss on some leaves the link full.
 func (f *Fetcher) hotSpan() int64 {
-	return min(max(f.meter.BandwidthDelay()*5/(2*maxHot), 32<<10), 4<<20)
+	return min(max(f.meter.BandwidthDelay()*5/(2*int64(f.parallel(Hot))), 32<<10), 4<<20)
 }
 
 // again puts back what a failed transfer did not bring of a hot set. f.mu is

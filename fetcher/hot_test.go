@@ -4,6 +4,8 @@ import (
 	"testing"
 
 	"github.com/airstream-io/airstream/internal/catalog"
+
+	"github.com/airstream-io/airstream/internal/trace"
 )
 
 // What one node read while a container started, another one has before its
@@ -30,7 +32,8 @@ func TestTraceOfOneNodeWarmsTheNext(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	plan := tr.NewPlan(tree, 0, 1)
+	m := trace.NewMatcher(tr)
+	plan := trace.Plans(1, m.Order([]*trace.Match{m.Match(tree)}))[0]
 	var hot int64
 	for _, r := range plan {
 		hot += r.Size
@@ -49,7 +52,7 @@ func TestTraceOfOneNodeWarmsTheNext(t *testing.T) {
 	waitFor(t, func() bool {
 		next.mu.Lock()
 		defer next.mu.Unlock()
-		return len(next.layers) == 1 && next.counts.Chunks > 0 && len(next.queue.hot)+next.queue.hots == 0
+		return len(next.layers) == 1 && next.counts.Chunks > 0 && len(next.queue.hot)+len(next.queue.transfers) == 0
 	})
 	if sent, twice := s.traffic(); twice > 0 || int64(sent) != hot {
 		t.Errorf("%d bytes crossed, %d of them twice; the plan has %d", sent, twice, hot)

@@ -1,6 +1,7 @@
 package fetcher
 
 import (
+	"fmt"
 	"slices"
 	"time"
 
@@ -20,11 +21,6 @@ const (
 	Background = uplink.Background
 )
 
-const (
-	maxDemands = 8 // requests for waiting readers at a time
-	maxBulk    = 3 // other requests at a time: with ranges of two round trips' worth the link stays full
-)
-
 // piece is one chunk of one object: what a reader waits for. Layers and images
 // that share a file share its pieces, so that none is fetched twice at once.
 type piece struct {
@@ -32,31 +28,47 @@ type piece struct {
 	index  uint32
 }
 
+// origin is where in a layer a piece is.
+type origin struct {
+	l     *layer
+	chunk uint32
+}
+
+func (o origin) member() uint32 { return o.l.tree.Chunk(o.chunk).Member }
+
 // flight is a piece that is wanted or on its way.
 type flight struct {
-	piece   piece
-	l       *layer // where it is had from
-	member  uint32
-	waiters int
-	active  bool          // a transfer will bring it
-	done    chan struct{} // closed when it is here, or err says why it won't be
-	err     error
+	piece    piece
+	origins  []origin // layers through which it is wanted; one of them brings it
+	waiters  int
+	carriers []*transfer   // that will bring it
+	riding   *transfer     // the carrier that goes as urgently as a demand because of it
+	queued   bool          // it is in queue.waiting
+	done     chan struct{} // closed when it is here, or err says why it won't be
+	data     []byte        // its bytes, if they are right and can't be stored
+	err      error
 }
+
+// maxOrigins is how many layers a flight remembers: enough that one dead
+// registry doesn't hold up what another has.
+const maxOrigins = 8
 
 // queue holds all that is wanted. Everything in it is guarded by Fetcher.mu.
 type queue struct {
-	flights map[piece]*flight
-	waiting []*flight // not active, somebody waits; in order of arrival
-	hot     []hotRun  // what will be wanted, in its order
-	ahead   ahead     // what may be wanted next
-	walks   []*walk   // images to be completed, in order of arrival
-	demands int       // active transfers for waiting readers
-	hots    int       // active transfers of hot sets
-	aheads  int       // active transfers ahead of readers
-	bulk    int       // other active transfers
-	lastUse time.Time // when somebody last waited
-	timer   *time.Timer
+	flights   map[piece]*flight
+	waiting   []*flight // somebody waits and nothing brings it; in order of arrival
+	errands   []*errand // requests that are no transfers, in order of arrival
+	hot       []hotRun  // what will be wanted, in its order
+	ahead     ahead     // what may be wanted next
+	walks     []*walk   // layers to be completed, in order of urgency and arrival
+	transfers map[*transfer]struct{}
+	waits     map[*wait]struct{} // readers that wait now
+	lastUse   time.Time          // when somebody last waited
+	timer     *time.Timer
 }
+
+// wait is a reader that waits.
+type wait struct{ since time.Time }
 
 func (q *queue) stopTimer() {
 	if q.timer != nil {
@@ -64,188 +76,95 @@ func (q *queue) stopTimer() {
 	}
 }
 
-// want says that somebody waits for a piece, and returns the flight that
-// brings it. f.mu is held.
-func (f *Fetcher) want(p piece, l *layer, member uint32) *flight {
+// want says that somebody waits for chunk c of a layer, and returns the flight
+// that brings it. f.mu is held.
+func (f *Fetcher) want(l *layer, c uint32) *flight {
+	p, _ := l.pieceOf(c)
+	fl := f.flight(p)
+	if !slices.ContainsFunc(fl.origins, func(o origin) bool { return o.l == l }) && len(fl.origins) < maxOrigins {
+		fl.origins = append(fl.origins, origin{l, c})
+	}
+	fl.waiters++
+	f.queue.lastUse = time.Now()
+	f.hurry(fl)
+	return fl
+}
+
+// flight returns the flight of a piece, a new one if there is none. f.mu is
+// held.
+func (f *Fetcher) flight(p piece) *flight {
 	fl, ok := f.queue.flights[p]
 	if !ok {
-		fl = &flight{piece: p, l: l, member: member, done: make(chan struct{})}
+		fl = &flight{piece: p, done: make(chan struct{})}
 		f.queue.flights[p] = fl
 	}
-	if fl.waiters++; fl.waiters == 1 && !fl.active {
-		f.queue.waiting = append(f.queue.waiting, fl)
-	}
-	f.queue.lastUse = time.Now()
 	return fl
+}
+
+// hurry sees to it that what somebody waits for comes soon: with a transfer
+// that brings it anyhow, or by a request of its own. f.mu is held.
+func (f *Fetcher) hurry(fl *flight) {
+	if fl.queued || fl.riding != nil || f.ride(fl) {
+		return
+	}
+	fl.queued = true
+	f.queue.waiting = append(f.queue.waiting, fl)
 }
 
 // unwant says that somebody stopped waiting. What nobody waits for and is not
 // on its way is not fetched. f.mu is held.
 func (f *Fetcher) unwant(fl *flight) {
 	f.queue.lastUse = time.Now()
-	if fl.waiters--; fl.waiters > 0 || fl.active || f.queue.flights[fl.piece] != fl {
+	if fl.waiters--; fl.waiters > 0 {
 		return
 	}
-	f.queue.drop(fl)
-}
-
-// drop takes a flight out of the queue.
-func (q *queue) drop(fl *flight) {
-	delete(q.flights, fl.piece)
-	if i := slices.Index(q.waiting, fl); i >= 0 {
-		q.waiting = slices.Delete(q.waiting, i, i+1)
+	f.alight(fl)
+	f.unqueue(fl)
+	if len(fl.carriers) == 0 && f.queue.flights[fl.piece] == fl {
+		delete(f.queue.flights, fl.piece)
 	}
 }
 
-// land tells that a piece is here, or that err is why it won't be. f.mu is
-// held.
-func (f *Fetcher) land(p piece, err error) {
+// unqueue takes a flight out of those that need a request.
+func (f *Fetcher) unqueue(fl *flight) {
+	if !fl.queued {
+		return
+	}
+	fl.queued = false
+	if i := slices.Index(f.queue.waiting, fl); i >= 0 {
+		f.queue.waiting = slices.Delete(f.queue.waiting, i, i+1)
+	}
+}
+
+// land tells that a piece is here, or that err is why it won't be. data are its
+// bytes if they could not be stored. f.mu is held.
+func (f *Fetcher) land(p piece, data []byte, err error) {
 	fl, ok := f.queue.flights[p]
 	if !ok {
 		return
 	}
-	f.queue.drop(fl)
-	fl.err = err
+	delete(f.queue.flights, p)
+	f.alight(fl)
+	f.unqueue(fl)
+	for _, t := range fl.carriers {
+		delete(t.pieces, p)
+	}
+	fl.carriers, fl.data, fl.err = nil, data, err
 	close(fl.done)
 }
 
-// dispatch starts as many transfers as the limits allow. f.mu is held.
-func (f *Fetcher) dispatch() {
-	for !f.closing {
-		t, wake := f.next()
-		if t == nil {
-			f.wakeAt(wake)
-			return
-		}
-		f.counts.Requests++
-		f.work.Go(func() {
-			f.transfer(f.run, t)
-			f.mu.Lock()
-			defer f.mu.Unlock()
-			*f.queue.active(t.class)--
-			f.dispatch()
-		})
+// dropCarrier tells that a transfer will not bring a flight. f.mu is held.
+func (f *Fetcher) dropCarrier(fl *flight, t *transfer) {
+	fl.carriers = slices.DeleteFunc(fl.carriers, func(o *transfer) bool { return o == t })
+	if fl.riding == t {
+		f.alight(fl)
 	}
-}
-
-// active returns the count of a class's transfers.
-func (q *queue) active(c Class) *int {
-	switch c {
-	case Demand:
-		return &q.demands
-	case Hot:
-		return &q.hots
-	case Ahead:
-		return &q.aheads
-	case Prefetch, Background:
+	switch {
+	case fl.waiters > 0 && len(fl.carriers) == 0 && f.opts.FailFast && f.meter.State().Dark:
+		f.land(fl.piece, nil, fmt.Errorf("fetcher: %w", ErrDark))
+	case fl.waiters > 0:
+		f.hurry(fl)
+	case len(fl.carriers) == 0:
+		delete(f.queue.flights, fl.piece)
 	}
-	return &q.bulk
-}
-
-// wakeAt calls dispatch again at a time, unless it is zero.
-func (f *Fetcher) wakeAt(at time.Time) {
-	f.queue.stopTimer()
-	if at.IsZero() {
-		return
-	}
-	f.queue.timer = time.AfterFunc(max(0, time.Until(at)), func() {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		f.dispatch()
-	})
-}
-
-// next returns the transfer to start now, or nil and when to ask again.
-func (f *Fetcher) next() (t *transfer, wake time.Time) {
-	now := time.Now()
-	later := func(at time.Time) {
-		if wake.IsZero() || at.Before(wake) {
-			wake = at
-		}
-	}
-	for i := 0; i < len(f.queue.waiting) && f.queue.demands < maxDemands; {
-		fl := f.queue.waiting[i]
-		if !fl.active && fl.l.pause.until.After(now) {
-			later(fl.l.pause.until)
-			i++
-			continue
-		}
-		f.queue.waiting = slices.Delete(f.queue.waiting, i, i+1)
-		if fl.active {
-			continue // another request has taken it along
-		}
-		if t := f.plan(fl.l, fl.member, fl.l.tree.NumMembers(), fl.span(), Demand); t.end > t.first {
-			f.queue.demands++
-			f.counts.Demands++
-			return t, wake
-		}
-		f.land(fl.piece, nil) // it has come meanwhile
-	}
-	for _, c := range []struct {
-		active *int
-		limit  int
-		plan   func(time.Time) (*transfer, bool)
-	}{{&f.queue.hots, maxHot, f.nextHot}, {&f.queue.aheads, maxAhead, f.readAhead}} {
-		if *c.active >= c.limit {
-			continue
-		}
-		t, more := c.plan(now)
-		if t != nil {
-			*c.active++
-			return t, wake
-		}
-		if more {
-			later(now)
-		}
-		if *c.active > 0 {
-			return nil, wake // nothing less urgent beside it
-		}
-	}
-	// What is asked for in bulk begins when nobody waits. What waits for a
-	// paused layer doesn't count: others need not stand still because one
-	// registry is down.
-	if f.queue.demands > 0 || f.queue.bulk >= maxBulk {
-		return nil, wake
-	}
-	for _, w := range slices.Clone(f.queue.walks) {
-		if w.class == Background {
-			if at := f.queue.lastUse.Add(f.opts.IdleAfter); at.After(now) {
-				later(at)
-				continue
-			}
-		}
-		if at := w.l.pause.until; at.After(now) {
-			later(at)
-			continue
-		}
-		t, more := f.step(w)
-		if t != nil {
-			f.queue.bulk++
-			return t, wake
-		}
-		if more {
-			later(now)
-		}
-	}
-	return nil, wake
-}
-
-// demandSpan is how many bytes of the blob a demand's request may have: little
-// more than what is waited for, because what may follow is read ahead beside it.
-const demandSpan = 64 << 10
-
-// span returns how many bytes of the blob the request for a flight may have. Of
-// a hot set it brings what is waited for alone: the plan brings the rest.
-func (fl *flight) span() int64 {
-	if has(fl.l.known().planned, fl.member) {
-		return 0
-	}
-	return demandSpan
-}
-
-// bulkSpan is the size of other requests: large enough that maxBulk of them
-// keep the link full, small enough that a reader does not wait long behind
-// them.
-func (f *Fetcher) bulkSpan() int64 {
-	return min(max(2*f.meter.BandwidthDelay(), 64<<10), 8<<20)
 }

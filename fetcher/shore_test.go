@@ -66,23 +66,41 @@ func newShore(t *testing.T) *shore {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &shore{blob: proto.blob, toc: proto.toc, at: proto.at, files: proto.files, sent: make([]uint8, len(proto.blob))}
+	return proto.open(t)
+}
+
+// open serves a copy of a layer.
+func (s *shore) open(t *testing.T) *shore {
+	t.Helper()
+	proto := s
+	s = &shore{blob: proto.blob, toc: proto.toc, at: proto.at, files: proto.files, sent: make([]uint8, len(proto.blob))}
 	s.Server = httptest.NewServer(http.HandlerFunc(s.serve))
 	t.Cleanup(s.Close)
 	return s
 }
 
 func buildLayer() (*shore, error) {
-	s := &shore{files: map[string][]byte{"big": random(1, 1<<20), "two": random(2, 100_000), "last": random(3, 300_000)}}
+	files := map[string][]byte{"big": random(1, 1<<20), "two": random(2, 100_000), "last": random(3, 300_000)}
 	names := []string{"two"}
 	for i := range 40 {
 		name := fmt.Sprintf("small/%02d", i)
-		s.files[name] = random(uint64(i+10), 3000)
+		files[name] = random(uint64(i+10), 3000)
 		names = append(names, name)
 	}
+	return layerOf(append(names, "big", "last"), files)
+}
+
+// layerOf builds a layer of files, in the order of names.
+func layerOf(names []string, files map[string][]byte) (*shore, error) {
+	return layerIn(64<<10, names, files)
+}
+
+// layerIn does so with chunks of a size.
+func layerIn(chunkSize int, names []string, files map[string][]byte) (*shore, error) {
+	s := &shore{files: files}
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
-	for _, name := range append(names, "big", "last") {
+	for _, name := range names {
 		err := w.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(s.files[name]))})
 		if err == nil {
 			_, err = w.Write(s.files[name])
@@ -94,7 +112,7 @@ func buildLayer() (*shore, error) {
 	if err := w.Close(); err != nil {
 		return nil, err
 	}
-	built, err := estargz.Build(io.NewSectionReader(bytes.NewReader(buf.Bytes()), 0, int64(buf.Len())), estargz.WithChunkSize(64<<10))
+	built, err := estargz.Build(io.NewSectionReader(bytes.NewReader(buf.Bytes()), 0, int64(buf.Len())), estargz.WithChunkSize(chunkSize))
 	if err != nil {
 		return nil, err
 	}
@@ -179,7 +197,7 @@ func (s *shore) asked() int {
 func (s *shore) image(t *testing.T, hint int64) (manifest, config []byte) {
 	t.Helper()
 	var cfg ocispec.Image
-	cfg.RootFS.DiffIDs = []digest.Digest{digest.FromString("diff")}
+	cfg.RootFS.DiffIDs = []digest.Digest{digest.FromString("diff of " + s.toc.String())}
 	config, err := json.Marshal(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -213,26 +231,52 @@ type bench struct {
 // newBench opens a fetcher in dir that knows the shore's layer in slot 1.
 func newBench(t *testing.T, s *shore, dir string, hint int64) *bench {
 	t.Helper()
+	return newBenchWith(t, s, dir, hint, Options{}, nil)
+}
+
+// newBenchWith does so with options, and with other hosts, by name.
+func newBenchWith(t *testing.T, s *shore, dir string, hint int64, opts Options, others map[string]*shore) *bench {
+	t.Helper()
 	b := &bench{dir: dir}
 	var err error
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	if b.store, err = store.Open(filepath.Join(dir, "store"), store.Options{Logger: log}); err != nil {
 		t.Fatal(err)
 	}
-	if b.catalog, err = catalog.Open(filepath.Join(dir, "catalog.db")); err != nil {
+	if b.catalog, err = catalog.Open(filepath.Join(dir, "catalog.db"), nil); err != nil {
 		t.Fatal(err)
+	}
+	opts.Logger = log
+	if opts.MaxPause == 0 {
+		opts.MaxPause = 20 * time.Millisecond
+	}
+	if opts.Patience == 0 {
+		opts.Patience = 80 * time.Millisecond
 	}
 	meter := uplink.NewMeter(log)
 	meter.MinStall = 300 * time.Millisecond
 	meter.FirstByte(time.Millisecond) // loopback, not a satellite: stalls are noticed soon
-	b.reg = registry.New(registry.Options{Hosts: map[string]registry.Host{src.Host: {URL: s.URL}}, Keychain: authn.NewMultiKeychain(), Meter: meter, Logger: log})
-	b.Fetcher = New(b.store, b.catalog, b.reg, meter, Options{Logger: log, MaxPause: 20 * time.Millisecond})
+	hosts := map[string]registry.Host{src.Host: {URL: s.URL}}
+	for name, s := range others {
+		hosts[name] = registry.Host{URL: s.URL}
+	}
+	b.reg = registry.New(registry.Options{Hosts: hosts, Keychain: authn.NewMultiKeychain(), Meter: meter, Logger: log})
+	b.Fetcher = New(b.store, b.catalog, b.reg, meter, opts)
+	t.Cleanup(func() { b.close(t) })
+	b.learn(t, s, src, hint)
+	return b
+}
+
+// learn makes the node know a shore's layer as one that src has, and returns
+// its slot.
+func (b *bench) learn(t *testing.T, s *shore, src catalog.Source, hint int64) uint32 {
+	t.Helper()
 	m, cfg := s.image(t, hint)
-	if _, err := b.catalog.Learn(src, "", ocispec.MediaTypeImageManifest, m, cfg); err != nil {
+	img, err := b.catalog.Learn(src, "", ocispec.MediaTypeImageManifest, m, cfg)
+	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { b.close(t) })
-	return b
+	return img.Layers[0].Slot
 }
 
 func (b *bench) close(t *testing.T) {
@@ -253,6 +297,11 @@ const slot = 1
 // entry returns the entry of a file of the layer.
 func (b *bench) entry(t *testing.T, name string) uint32 {
 	t.Helper()
+	return b.entryIn(t, slot, name)
+}
+
+func (b *bench) entryIn(t *testing.T, slot uint32, name string) uint32 {
+	t.Helper()
 	tree, err := b.Tree(t.Context(), slot)
 	if err != nil {
 		t.Fatal(err)
@@ -270,7 +319,12 @@ func (b *bench) entry(t *testing.T, name string) uint32 {
 
 func (b *bench) open(t *testing.T, name string) *Content {
 	t.Helper()
-	c, err := b.Open(t.Context(), slot, b.entry(t, name))
+	return b.openIn(t, slot, name)
+}
+
+func (b *bench) openIn(t *testing.T, slot uint32, name string) *Content {
+	t.Helper()
+	c, err := b.Open(t.Context(), slot, b.entryIn(t, slot, name))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,7 +25,7 @@ type touch struct {
 // a node that has just met the image.
 func (f *Fetcher) Trace(ctx context.Context, slots []uint32) (*trace.Trace, error) {
 	t := &trace.Trace{Version: trace.Version, Layers: len(slots)}
-	layerOf := map[uint32]int{}
+	layerOf, trees := map[uint32]int{}, map[uint32]*toc.Tree{}
 	paths := map[uint32][]string{}
 	for i, slot := range slots {
 		if slot == 0 {
@@ -35,7 +35,7 @@ func (f *Fetcher) Trace(ctx context.Context, slots []uint32) (*trace.Trace, erro
 		if err != nil {
 			return nil, fmt.Errorf("fetcher: trace: %w", err)
 		}
-		layerOf[slot] = i
+		layerOf[slot], trees[slot] = i, tree
 		paths[slot] = pathsOf(tree)
 	}
 	f.mu.Lock()
@@ -45,7 +45,7 @@ func (f *Fetcher) Trace(ctx context.Context, slots []uint32) (*trace.Trace, erro
 		if !ok {
 			continue
 		}
-		tree := f.layers[r.slot].tree
+		tree := trees[r.slot]
 		c, path := tree.Chunk(r.chunk), paths[r.slot][tree.ChunkFile(r.chunk)]
 		if n := len(t.Reads); n > 0 {
 			// Reads that follow each other in a file are one.

@@ -95,7 +95,7 @@ func New(opts Options) *Client {
 		opts.Meter = uplink.NewMeter(opts.Logger)
 	}
 	if opts.Dial == nil {
-		opts.Dial = (&net.Dialer{KeepAlive: keepAlive}).DialContext
+		opts.Dial = remembering((&net.Dialer{KeepAlive: keepAlive}).DialContext)
 	}
 	run, stop := context.WithCancel(context.Background()) //nolint:forbidigo // the client's own life, ended by Close
 	return &Client{
