@@ -70,7 +70,11 @@ func (t *tree) Lookup(cancel <-chan struct{}, header *fuse.InHeader, name string
 		return t.status(ctx, header.NodeId, err)
 	}
 	entry, ok := tr.Lookup(dir.entry, name)
-	if !ok || dir.hidden(tr, entry) {
+	ok = ok && !dir.hidden(tr, entry)
+	if t.observer != nil {
+		t.observer.Lookup(dir.slot, dir.entry, name, ok)
+	}
+	if !ok {
 		// Node 0 is a negative entry, which the kernel keeps too.
 		out.SetEntryTimeout(forever)
 		return fuse.OK
@@ -224,6 +228,9 @@ func (t *tree) list(cancel <-chan struct{}, in *fuse.ReadIn, add func(n node, a 
 		var err error
 		if dir, tr, err = t.locate(ctx, in.NodeId); err != nil {
 			return t.status(ctx, in.NodeId, err)
+		}
+		if t.observer != nil && in.Offset == 0 {
+			t.observer.List(dir.slot, dir.entry)
 		}
 		self, names = dir.id(), tr.NumChildren(dir.entry)
 		if dir.entry != toc.Root {

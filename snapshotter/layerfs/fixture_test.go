@@ -104,6 +104,21 @@ func tarOf(tb testing.TB, entries []header) []byte {
 // treeOf converts a layer to eStargz and parses its table of contents.
 func treeOf(tb testing.TB, layer []byte) *toc.Tree {
 	tb.Helper()
+	return parse(tb, tocOf(tb, layer))
+}
+
+func parse(tb testing.TB, table []byte) *toc.Tree {
+	tb.Helper()
+	tree, err := toc.Parse(bytes.NewReader(table), 1<<40)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return tree
+}
+
+// tocOf converts a layer to eStargz and returns its table of contents.
+func tocOf(tb testing.TB, layer []byte) []byte {
+	tb.Helper()
 	blob, err := estargz.Build(io.NewSectionReader(bytes.NewReader(layer), 0, int64(len(layer))), estargz.WithChunkSize(64<<10))
 	if err != nil {
 		tb.Fatal(err)
@@ -121,11 +136,11 @@ func treeOf(tb testing.TB, layer []byte) *toc.Tree {
 		if h.Name != estargz.TOCTarName {
 			continue
 		}
-		tree, err := toc.Parse(r, 1<<40)
+		table, err := io.ReadAll(r)
 		if err != nil {
 			tb.Fatal(err)
 		}
-		return tree
+		return table
 	}
 }
 
@@ -209,7 +224,13 @@ func newNode(tb testing.TB) *node {
 // add serves a layer in slot.
 func (n *node) add(tb testing.TB, slot uint32, layer []byte) *served {
 	tb.Helper()
-	s := &served{tree: treeOf(tb, layer), objects: make(map[uint32]string), gates: make(map[uint32]*gate), failures: make(map[uint32]error)}
+	return n.addTree(tb, slot, layer, treeOf(tb, layer))
+}
+
+// addTree is add for a layer whose tree is there.
+func (n *node) addTree(tb testing.TB, slot uint32, layer []byte, tree *toc.Tree) *served {
+	tb.Helper()
+	s := &served{tree: tree, objects: make(map[uint32]string), gates: make(map[uint32]*gate), failures: make(map[uint32]error)}
 	for r := tar.NewReader(bytes.NewReader(layer)); ; {
 		h, err := r.Next()
 		if errors.Is(err, io.EOF) {
@@ -230,10 +251,13 @@ func (n *node) add(tb testing.TB, slot uint32, layer []byte) *served {
 		if err != nil {
 			tb.Fatal(err)
 		}
+		s.objects[entry] = name
+		if _, err := os.Stat(name); err == nil {
+			continue // another process has written it, and may have it open
+		}
 		if err := os.WriteFile(name, content, 0o600); err != nil {
 			tb.Fatal(err)
 		}
-		s.objects[entry] = name
 	}
 }
 

@@ -25,6 +25,7 @@ type request struct {
 	tree   *tree
 	cancel <-chan struct{} // closed by go-fuse when the kernel reports a signal; reused after end
 	pid    uint32          // of the thread that waits, 0 if it is none that we can see
+	again  bool            // another process has begun with it
 
 	mu     sync.Mutex
 	ended  bool          // guarded by mu
@@ -38,7 +39,19 @@ var _ context.Context = (*request)(nil)
 // request returns the context of a request; end must be called before the
 // request is answered.
 func (t *tree) request(cancel <-chan struct{}, header *fuse.InHeader) *request {
-	return &request{tree: t, cancel: cancel, pid: header.Pid}
+	return &request{tree: t, cancel: cancel, pid: header.Pid, again: t.again(header.Unique)}
+}
+
+// again says whether another process has begun with a request.
+func (t *tree) again(unique uint64) bool {
+	if unique&resent != 0 {
+		return true
+	}
+	if len(t.repeated) == 0 {
+		return false
+	}
+	_, ok := t.repeated[unique]
+	return ok
 }
 
 // Deadline implements context.Context: there are no wall-clock limits.
@@ -94,12 +107,15 @@ func (r *request) end() {
 func (r *request) watch(stop <-chan struct{}, exited chan<- struct{}) {
 	defer close(exited)
 	defer r.finish()
-	select {
-	case <-stop:
-		return
-	case <-r.tree.ending:
-		return
-	case <-r.cancel:
+	// The process before this one may have had the kernel's one message.
+	if !r.again || r.pid == 0 {
+		select {
+		case <-stop:
+			return
+		case <-r.tree.ending:
+			return
+		case <-r.cancel:
+		}
 	}
 	tick := time.NewTicker(recheck)
 	defer tick.Stop()

@@ -30,6 +30,22 @@
 // root of the mount. MaxSlot leaves the seven highest bits zero; overlayfs
 // puts a layer number there if it is mounted with xino.
 //
+// # Handover
+//
+// A Keeper holds a duplicate of the connection's descriptor, and of the state
+// (state.go): memory in which lies what was negotiated, each request that is
+// worked on, and each file that is open and how. So a process may die at any
+// moment, and the next one goes on where it was: nobody who waits gets an error.
+//
+//   - Requests that the dead process had read and not answered come again: from
+//     Linux 6.9 on the kernel resends them (FUSE_NOTIFY_RESEND), before that
+//     they are taken from the state.
+//   - Those that nobody had read are still in the kernel's queue.
+//   - The kernel refuses to open a file in another way than it is open in, so
+//     the next process opens it in the same. Backing files belong to the
+//     connection, not to the process that registered them: programs that run
+//     from passed-through files don't notice that nobody is there.
+//
 // # Interrupts
 //
 // The kernel reports any signal to a process whose request waits, also those
@@ -111,9 +127,12 @@ type tree struct {
 	log    *slog.Logger
 	files  files
 	alive  func() bool   // the kernel still listens
-	ending chan struct{} // closed when the server closes
+	ending chan struct{} // closed when the server closes or leaves
 
-	noOpenDir bool // the kernel does without OPENDIR; set before the first request
+	// Set before the first request.
+	observer  Observer            // nil if nobody observes
+	noOpenDir bool                // the kernel does without OPENDIR
+	repeated  map[uint64]struct{} // numbers of requests that another process has begun
 
 	complained struct {
 		sync.Mutex
@@ -134,6 +153,8 @@ func newTree(layers Layers, log *slog.Logger) *tree {
 		ending:        make(chan struct{}),
 	}
 	t.files.open = make(map[uint64]*file)
+	t.files.again = make(map[uint64]struct{})
+	t.repeated = make(map[uint64]struct{})
 	t.complained.nodes = make(map[uint64]struct{})
 	return t
 }

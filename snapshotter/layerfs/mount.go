@@ -9,11 +9,12 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 )
 
 const (
+	devFUSE = "/dev/fuse"
+
 	// maxBackground is how many read-aheads may wait for the link at a time,
 	// over all images. The kernel's default is 12; beyond the limit reads of
 	// files that are complete would wait behind those that are not. The
@@ -39,19 +40,29 @@ type Options struct {
 	// chunk of 64 KiB or two, with the kernel's 128 KiB for three.
 	ReadAhead int
 
+	// Keeper, if not nil, keeps the connection for the next process that
+	// mounts dir with it. See Leave.
+	Keeper Keeper
+
+	// Observer, if not nil, is told of look-ups.
+	Observer Observer
+
 	// CacheOnly turns passthrough off. Without it overlayfs can be stacked
 	// once on the tree, with it twice.
 	CacheOnly bool
+
+	noResend bool // for tests: as on a kernel that can't
 }
 
 // Server serves a mounted tree. Make one with Mount.
 type Server struct {
-	dir   string
-	tree  *tree
-	fuse  *fuse.Server
-	fd    int           // a duplicate of the connection, to ask for its state
-	done  chan struct{} // closed when no request can come any more
-	close func() error  // once
+	dir     string
+	tree    *tree
+	conn    *conn
+	keeper  Keeper        // nil if nobody keeps the connection
+	done    chan struct{} // closed when no request can come any more
+	close   func() error  // once
+	endOnce sync.Once     // of tree.ending
 }
 
 // Stats counts requests since the mount.
@@ -64,9 +75,12 @@ type Stats struct {
 }
 
 // Mount mounts the tree of layers at the directory dir and serves it until
-// Close. dir is made if need be. What a dead process left mounted there is
-// detached first; that of a living one is an error. It needs root, and
-// /dev/fuse.
+// Close. dir is made if need be. It needs root, and /dev/fuse.
+//
+// If the Keeper has the connection of a process before this one, the tree that
+// is mounted already goes on: files that are open stay open, and requests that
+// wait are answered. Otherwise what a dead process left mounted there is
+// detached first; that of a living one is an error.
 func Mount(dir string, layers Layers, opts Options) (*Server, error) {
 	s, err := mount(dir, layers, opts)
 	if err != nil {
@@ -82,124 +96,89 @@ func mount(dir string, layers Layers, opts Options) (_ *Server, err error) {
 	if opts.ReadAhead <= 0 {
 		opts.ReadAhead = defaultReadAhead
 	}
+	if opts.Keeper != nil && !opts.Keeper.Keeps() {
+		opts.Keeper = nil
+	}
 	if dir, err = filepath.Abs(dir); err != nil {
 		return nil, err
 	}
-	if err := vacate(dir); err != nil {
-		return nil, err
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
-	}
-	fd, err := mountAt(dir)
-	if err != nil {
-		return nil, err
-	}
-	t := newTree(layers, opts.Logger)
-	s := &Server{dir: dir, tree: t, done: make(chan struct{})}
+	s := &Server{dir: dir, tree: newTree(layers, opts.Logger), keeper: opts.Keeper, done: make(chan struct{})}
+	s.tree.observer = opts.Observer
 	s.close = sync.OnceValue(s.shut)
-	if s.fd, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0); err != nil {
-		return nil, errors.Join(err, unix.Close(fd), unix.Unmount(dir, unix.MNT_DETACH))
+	ok, err := s.takeOver(opts)
+	if err == nil && !ok {
+		err = s.mountNew(opts)
 	}
-	t.alive = s.alive
-	// go-fuse takes the descriptor over, as it would one that was inherited.
-	s.fuse, err = fuse.NewServer(&session{tree: t, cacheOnly: opts.CacheOnly}, fmt.Sprintf("/dev/fd/%d", fd), &fuse.MountOptions{
-		Name:                     "airstream",
-		FsName:                   "airstream",
-		MaxBackground:            maxBackground,
-		CongestionThreshold:      maxBackground,
-		MaxWrite:                 maxRead,
-		MaxReadAhead:             opts.ReadAhead,
-		MaxStackDepth:            1, // the store is on a real file system, overlayfs comes on top
-		EnableSymlinkCaching:     true,
-		ExplicitDataCacheControl: true, // the data never changes
-		EnableAcl:                true, // layers may have POSIX ACLs; unpacked ones are obeyed, too
-		DisabledCapabilities:     disabled(opts),
-		ExtraCapabilities:        fuse.CAP_NO_OPENDIR_SUPPORT,
-		Logger:                   slog.NewLogLogger(opts.Logger.Handler(), slog.LevelWarn),
-	})
 	if err != nil {
-		return nil, errors.Join(err, unix.Close(s.fd), unix.Unmount(dir, unix.MNT_DETACH))
+		return nil, err
 	}
-	go func() {
-		defer close(s.done)
-		s.fuse.Serve()
-	}()
+	go s.watch()
 	return s, s.askForPoll()
 }
 
-// disabled returns the capabilities that go-fuse would negotiate and we don't want.
-func disabled(opts Options) uint64 {
-	// Every open has to be seen, to decide how it is done.
-	off := uint64(fuse.CAP_NO_OPEN_SUPPORT)
-	if opts.CacheOnly {
-		// Only then the kernel counts the tree as a file system that is not
-		// stacked on another.
-		off |= fuse.CAP_PASSTHROUGH
-	}
-	return off
+// watch is there from the first request to the last.
+func (s *Server) watch() {
+	defer close(s.done)
+	<-s.conn.ended
+	s.endOnce.Do(func() { close(s.tree.ending) }) // what waits is in vain
+	s.conn.loops.Wait()
 }
 
-// session is the tree as one FUSE connection has it.
-type session struct {
-	*tree
-	cacheOnly bool
+// mountNew makes a connection and mounts it.
+func (s *Server) mountNew(opts Options) (err error) {
+	if err := vacate(s.dir, opts.Logger); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return err
+	}
+	st, err := newState()
+	if err != nil {
+		return err
+	}
+	fd, err := mountAt(s.dir)
+	if err != nil {
+		return errors.Join(err, st.close())
+	}
+	s.conn = newConn(fd, st, opts.Logger)
+	if err := s.negotiate(opts); err != nil {
+		return errors.Join(err, unix.Unmount(s.dir, unix.MNT_DETACH), unix.Close(fd), st.close())
+	}
+	if err := s.keep(); err != nil {
+		opts.Logger.Warn("nobody keeps the tree for the next process; containers that use it lose it when this one ends",
+			slog.String("dir", s.dir), slog.Any("error", err))
+		s.keeper = nil
+	}
+	s.conn.start()
+	return nil
 }
 
-// Init notes what the kernel can do. go-fuse calls it before other requests.
-func (s *session) Init(server *fuse.Server) {
-	flags := server.KernelSettings().Flags64()
-	s.noOpenDir = flags&fuse.CAP_NO_OPENDIR_SUPPORT != 0
-	if !s.cacheOnly && flags&fuse.CAP_PASSTHROUGH != 0 {
-		s.files.mu.Lock()
-		s.files.backer = server
-		s.files.mu.Unlock()
+// keep gives the connection to the keeper.
+func (s *Server) keep() error {
+	if s.keeper == nil {
+		return nil
 	}
+	fd, err := unix.FcntlInt(uintptr(s.conn.fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	f := os.NewFile(uintptr(fd), devFUSE)
+	return errors.Join(s.keeper.Keep(keptState, s.conn.state.file), s.keeper.Keep(keptConn, f), f.Close())
 }
 
 // mountAt opens a FUSE connection and mounts it. There is no nodev and no
 // nosuid: views of an image are bind mounts of it, and in a container's root
 // file system devices and setuid programs must work as if they were unpacked.
 func mountAt(dir string) (int, error) {
-	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(devFUSE, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return 0, fmt.Errorf("open /dev/fuse: %w", err)
+		return 0, fmt.Errorf("open %s: %w", devFUSE, err)
 	}
 	data := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions,max_read=%d", fd, maxRead)
 	if err := unix.Mount("airstream", dir, "fuse.airstream", unix.MS_RDONLY|unix.MS_NOATIME, data); err != nil {
 		return 0, errors.Join(err, unix.Close(fd))
 	}
 	return fd, nil
-}
-
-// vacate detaches trees at dir whose process is dead.
-func vacate(dir string) error {
-	const most = 64 // of them on top of each other
-	for range most {
-		var fs unix.Statfs_t
-		err := unix.Statfs(dir, &fs) // always asks the serving process
-		switch {
-		case errors.Is(err, unix.ENOENT):
-			return nil
-		case errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED):
-			if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
-				return fmt.Errorf("detach the tree of a dead process: %w", err)
-			}
-			continue
-		case err != nil:
-			return err
-		}
-		if fs.Type == unix.FUSE_SUPER_MAGIC && isMountPoint(dir) {
-			return errors.New("a living process serves a file system there; stop it or choose another directory")
-		}
-		return nil
-	}
-	return fmt.Errorf("more than %d dead trees", most)
-}
-
-func isMountPoint(dir string) bool {
-	var here, up unix.Stat_t
-	return unix.Lstat(dir, &here) == nil && unix.Lstat(filepath.Dir(dir), &up) == nil && here.Dev != up.Dev
 }
 
 // askForPoll makes the kernel send a POLL, which go-fuse answers once and for
@@ -218,13 +197,6 @@ func (s *Server) askForPoll() error {
 		return errors.Join(fmt.Errorf("first request: %w", err), s.close())
 	}
 	return nil
-}
-
-// alive says whether the kernel still has the connection.
-func (s *Server) alive() bool {
-	fds := []unix.PollFd{{Fd: int32(s.fd)}}
-	_, err := unix.Poll(fds, 0)
-	return err != nil || fds[0].Revents&(unix.POLLERR|unix.POLLNVAL) == 0
 }
 
 // Done is closed when the tree is not served any more: after Close, or when
@@ -249,7 +221,10 @@ func (s *Server) Stats() Stats {
 func (s *Server) Close() error { return s.close() }
 
 func (s *Server) shut() error {
-	close(s.tree.ending)
+	if s.conn.left.Load() {
+		return nil // it is another process's
+	}
+	s.endOnce.Do(func() { close(s.tree.ending) })
 	// Forcing ends the connection whoever uses it; overlayfs has clones of the
 	// mount that an unmount doesn't see.
 	err := unix.Unmount(s.dir, unix.MNT_FORCE)
@@ -265,7 +240,12 @@ func (s *Server) shut() error {
 		return fmt.Errorf("layerfs: unmount %s: %w", s.dir, err)
 	}
 	<-s.done
-	if err := errors.Join(s.tree.closeFiles(), unix.Close(s.fd)); err != nil {
+	var errs []error
+	if s.keeper != nil {
+		errs = append(errs, s.keeper.Drop(keptConn), s.keeper.Drop(keptState))
+	}
+	errs = append(errs, s.tree.closeFiles(), unix.Close(s.conn.fd), s.conn.state.close())
+	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("layerfs: close %s: %w", s.dir, err)
 	}
 	return nil
