@@ -55,12 +55,34 @@ func (l *lazyLayers) Owner(ctx context.Context, dir string) (uid, gid uint32, er
 	if err != nil {
 		return 0, 0, err
 	}
+	if err := l.used(slot); err != nil {
+		return 0, 0, err
+	}
 	tree, err := l.fetcher.Tree(ctx, slot)
 	if err != nil {
 		return 0, 0, err
 	}
 	a := tree.Attr(toc.Root)
 	return a.UID, a.GID, nil
+}
+
+// used notes that the images whose highest layer is in slot are being used:
+// a container is about to run from one of them. The mirror does not see that if
+// nothing is pulled.
+func (l *lazyLayers) used(slot uint32) error {
+	images, err := l.catalog.Images()
+	if err != nil {
+		return err
+	}
+	for i := range images {
+		layers := images[i].Layers
+		if n := len(layers); n > 0 && layers[n-1].Slot == slot {
+			if err := l.catalog.Used(images[i].Manifest, time.Now()); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // Usage implements snapshotter.Layers.

@@ -71,9 +71,21 @@ keeps it, and serves everything that is on site when the link is gone.`,
 	root.AddCommand(
 		newConvertCommand(std),
 		newNodeCommand(std),
+		newSuperviseCommand(std),
+		newStatusCommand(std),
 		newImagesCommand(std),
 		newPrefetchCommand(std),
+		newPinCommand(std),
+		newUnpinCommand(std),
+		newRemoveCommand(std),
+		newGCCommand(std),
+		newVerifyCommand(std),
+		newLimitCommand(std),
+		newReloadCommand(std),
+		newConfigCommand(std),
+		newDoctorCommand(std),
 		newTraceCommand(std),
+		newRecordWorkerCommand(std),
 	)
 	return root
 }

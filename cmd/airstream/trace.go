@@ -11,12 +11,11 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/airstream-io/airstream/config"
 	"github.com/airstream-io/airstream/internal/trace"
 )
 
 func newTraceCommand(std streams) *cobra.Command {
-	var file, out string
+	var out string
 	cmd := &cobra.Command{
 		Use:   "trace REF",
 		Short: "Print what an image's containers have read on this node",
@@ -28,24 +27,26 @@ Record it on a node that does not have the image yet: pull it, start the
 container, and run this when it is ready. Reads that the kernel answers from its
 own cache are not seen.`,
 		Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			cfg, err := config.Load(file, os.Environ())
-			if err != nil {
-				return exitWith(exitUsage, err)
-			}
-			q := url.Values{"ref": {args[0]}}
-			err = newAdminClient(cfg.State).do(cmd.Context(), http.MethodGet, "/v1/trace?"+q.Encode(), func(r io.Reader) error {
-				t, err := trace.Decode(r)
-				if err != nil {
-					return err
-				}
-				return writeTrace(t, out, std)
-			})
-			return runtimeError(err)
-		},
 	}
-	cmd.Flags().StringVar(&file, "config", "", "the node's TOML file")
+	v := newVerb(std, cmd)
+	cmd.ValidArgsFunction = v.completeRefs
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		client, err := v.client()
+		if err != nil {
+			return err
+		}
+		q := url.Values{"ref": {args[0]}}
+		err = client.do(cmd.Context(), http.MethodGet, "/v1/trace?"+q.Encode(), nil, func(r io.Reader) error {
+			t, err := trace.Decode(r)
+			if err != nil {
+				return err
+			}
+			return writeTrace(t, out, std)
+		})
+		return runtimeError(err)
+	}
 	cmd.Flags().StringVarP(&out, "output", "o", "", "file to write it to (default: standard output)")
+	cmd.AddCommand(newTraceMergeCommand(std))
 	return cmd
 }
 
