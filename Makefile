@@ -16,9 +16,9 @@ SUM   := go run ./test/cmd/testsum
 
 # Tests of these take root, FUSE or network namespaces. The shaping of the link
 # is sensitive to a busy machine, so they run one package at a time.
-SYSTEM      := ./snapshotter/... ./test/rig/... ./test/e2e/... ./test/cmd/airlink
+SYSTEM      := ./snapshotter/... ./test/rig/... ./test/flow ./test/e2e/... ./test/cmd/airlink
 SYSTEM_RACE := ./snapshotter/...
-SYSTEM_REST := ./test/rig/... ./test/e2e/... ./test/cmd/airlink
+SYSTEM_REST := ./test/rig/... ./test/flow ./test/e2e/... ./test/cmd/airlink
 unit_packages = go list ./... | grep -v -x -F -f <(go list $(SYSTEM))
 
 .PHONY: build lint test test-unit test-system bench demo fuzz soak clean tools gcc

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -27,9 +28,11 @@ func redisPod(t *testing.T, s *site.Site, img *images.Image) (*node.CRI, *node.P
 }
 
 // A daemon that is killed while it serves a container loses nothing of what
-// has crossed, and the next one needs nobody to clean up. What the container
-// that ran over the crash reads is another matter; it can be removed.
+// has crossed, and the next one needs nobody to clean up. The container that
+// ran over the crash runs on: what it reads while nobody serves waits, and is
+// right.
 func TestNextDaemonGoesOnAfterACrash(t *testing.T) {
+	const here = "/usr/bin/redis-server"
 	img := publish(t, "redis")
 	s := newSite(t, site.Options{Config: "[fetch]\nbackground = false\n"})
 	ctx := t.Context()
@@ -37,11 +40,33 @@ func TestNextDaemonGoesOnAfterACrash(t *testing.T) {
 	ref := s.Ref("redis:lazy")
 	_, err := s.Run(ctx, "prefetch", ref)
 	must(t, err)
+	want, err := pod.Exec(ctx, "sha256sum", here, "/usr/bin/perl")
+	must(t, err)
 
 	must(t, s.KillDaemon())
 	_, err = s.Link.Cut(ctx)
 	must(t, err)
+	type result struct {
+		out string
+		err error
+	}
+	asked := make(chan result, 1)
+	go func() {
+		out, err := pod.Exec(ctx, "sh", "-c", "ls -R /usr/share /usr/lib >/dev/null && sha256sum "+here+" /usr/bin/perl")
+		asked <- result{out, err}
+	}()
+	select {
+	case r := <-asked:
+		t.Fatalf("looked at all names with nobody there: %q, %v", r.out, r.err)
+	case <-time.After(time.Second):
+	}
 	must(t, s.StartDaemon(ctx))
+	if r := <-asked; r.err != nil || r.out != want {
+		t.Errorf("read over the crash: %q, %v, want %q", r.out, r.err, want)
+	}
+	if pong, err := pod.Exec(ctx, "redis-cli", "ping"); err != nil || strings.TrimSpace(pong) != "PONG" {
+		t.Errorf("redis that ran over the crash: %q, %v", pong, err)
+	}
 	_, err = cri.RunUntil(ctx, node.Run{Ref: ref, Ready: img.Ready(), Args: []string{"redis-server", "--port", "6380"}})
 	must(t, err)
 	all, err := s.Images(ctx)

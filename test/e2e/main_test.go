@@ -4,9 +4,11 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -27,6 +29,7 @@ import (
 var shore struct {
 	mu        sync.Mutex
 	reg       *registry.Registry
+	dir       string // of binary
 	binary    string
 	pushed    map[string]bool // guarded by mu; images that are there
 	converted map[string]bool // guarded by mu; images that are there converted, too
@@ -39,6 +42,10 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(os.Stderr, err)
 			code = 1
 		}
+	}
+	if err := os.RemoveAll(shore.dir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
 	}
 	if err := goleak.Find(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -93,10 +100,15 @@ func start(t *testing.T) {
 	if shore.reg != nil {
 		return
 	}
-	var err error
-	if shore.binary, err = site.Build(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	built, err := site.Build(t.Context())
+	must(t, err)
+	// What is tested must stay what it is while others build.
+	shore.dir, err = os.MkdirTemp("", "airstream-e2e-") //nolint:usetesting // it is for all tests
+	must(t, err)
+	shore.binary = filepath.Join(shore.dir, "airstream")
+	content, err := os.ReadFile(built)
+	must(t, err)
+	must(t, os.WriteFile(shore.binary, content, 0o755)) //nolint:gosec // a program
 	dir, err := tools.CacheDir("registry")
 	if err != nil {
 		t.Fatal(err)
@@ -114,7 +126,7 @@ func newSite(t *testing.T, opts site.Options) *site.Site {
 	tools.Need(t, site.Needs...)
 	shore.mu.Lock()
 	start(t)
-	opts.Registry, opts.Airstream = shore.reg, shore.binary
+	opts.Registry, opts.Airstream = shore.reg, cmp.Or(opts.Airstream, shore.binary)
 	shore.mu.Unlock()
 	s, err := site.Start(t.Context(), opts)
 	if err != nil {

@@ -1,5 +1,6 @@
 // Command bench measures first starts over an emulated link, side by side: a
-// full pull as nodes do it today, against Airstream. It writes the table into
+// full pull as nodes do it today, against Airstream; and bulk transfers, and
+// reads beside them. It writes the tables into
 // docs/benchmarks.md, between two markers; nothing in that table is written by
 // hand.
 //
@@ -54,6 +55,7 @@ func run(ctx context.Context, args []string, words io.Writer) error {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	names := flags.String("images", "redis,nginx,python,node", "images to start; empty: none")
 	code := flags.Bool("go", false, "run the benchmarks beside the code, too")
+	bulk := flags.Bool("bulk", false, "measure bulk transfers and reads beside them, too")
 	profile := flags.String("profile", "geo-vsat", "link, as airlink -list has them")
 	limit := flags.Duration("full-limit", 0, "stop the full pull after this and compute its end; 0: never")
 	runs := flags.Int("n", 1, "runs of each, of which the median counts")
@@ -75,6 +77,15 @@ func run(ctx context.Context, args []string, words io.Writer) error {
 			return err
 		}
 		if err := b.write(*out, "first-start "+p.Name, table); err != nil {
+			return err
+		}
+	}
+	if *bulk {
+		text, err := b.bulk(ctx)
+		if err != nil {
+			return err
+		}
+		if err := b.write(*out, "bulk "+p.Name, text); err != nil {
 			return err
 		}
 	}

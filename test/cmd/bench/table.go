@@ -34,6 +34,11 @@ func (b *bench) table(rows []row) string {
 	if b.limit > 0 {
 		say("Full pulls were stopped after %v, and their ends computed from the rate until then: \"≈\".", b.limit)
 	}
+	var twice int64
+	for _, r := range rows {
+		twice += r.lazy.Twice + r.warm.Twice
+	}
+	say("Bytes fetched twice, in all lazy starts together: %d.", twice)
 	say("× is how many times faster than the full pull Airstream is.")
 	say("A trace is what a start in another run, over a fast link, has read; `airstream convert --trace`")
 	say("puts it into the image.")

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"io"
 	"os"
+	"strings"
+
+	"github.com/airstream-io/airstream/test/rig/netns"
 )
 
 // logReader follows a container's log in the format of CRI: lines of
@@ -46,6 +49,19 @@ func (l *logReader) copyTo(w io.Writer) error {
 		}
 	}
 }
+
+// Output returns what the pod's container has printed so far, at most the last
+// tailSize bytes of its log.
+func (p *Pod) Output() string {
+	var out strings.Builder
+	for line := range strings.Lines(netns.Tail(p.log, tailSize)) {
+		out.Write(logText([]byte(strings.TrimSuffix(line, "\n"))))
+	}
+	return out.String()
+}
+
+// tailSize is how much of a log Output reads.
+const tailSize = 64 << 10
 
 // logText returns what a container has printed according to one entry.
 func logText(entry []byte) []byte {

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"crypto/tls"
 	"net"
 	"net/http"
 	"slices"
@@ -260,18 +261,26 @@ func (c *countedConn) Write(p []byte) (int, error) {
 
 type connKey struct{}
 
-// connContext remembers the connection's number for its requests.
+// connContext remembers the connection for its requests.
 func connContext(ctx context.Context, conn net.Conn) context.Context {
-	if secure, ok := conn.(interface{ NetConn() net.Conn }); ok {
+	if secure, ok := conn.(*tls.Conn); ok {
 		conn = secure.NetConn()
 	}
 	if counted, ok := conn.(*countedConn); ok {
-		return context.WithValue(ctx, connKey{}, counted.number)
+		return context.WithValue(ctx, connKey{}, counted)
 	}
 	return ctx
 }
 
 func connNumber(ctx context.Context) uint64 {
-	n, _ := ctx.Value(connKey{}).(uint64)
-	return n // 0 where there is none
+	if conn := connOf(ctx); conn != nil {
+		return conn.number
+	}
+	return 0
+}
+
+// connOf returns the connection that a request came on, or nil.
+func connOf(ctx context.Context) *countedConn {
+	conn, _ := ctx.Value(connKey{}).(*countedConn)
+	return conn
 }

@@ -6,8 +6,12 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+
 	"github.com/airstream-io/airstream/test/rig/images"
 	"github.com/airstream-io/airstream/test/rig/node"
+	"github.com/airstream-io/airstream/test/rig/refetch"
 )
 
 // Launch is one start of a container that was measured, from the beginning of
@@ -18,6 +22,7 @@ type Launch struct {
 	Down  int64         // bytes of IP packets that arrived on the node until then
 	Up    int64         // bytes that arrived on shore
 	Conns int64         // TCP connections that were opened
+	Twice int64         // bytes of lazy layers that were asked for although they were on the node; of LazyStart
 	// Computed says that the pull was stopped before its end and Pull, Ready
 	// and Down are what they would have been at the rate until then. That is
 	// kind to it: the last layer crosses alone, and more slowly.
@@ -55,6 +60,20 @@ func (s *Site) LazyStart(ctx context.Context, tag string, img *images.Image) (La
 	if err := s.ThroughMirror(); err != nil {
 		return Launch{}, err
 	}
+	watch := refetch.New(s.Root())
+	ref, err := name.ParseReference(s.Registry.Host() + "/" + tag)
+	if err != nil {
+		return Launch{}, fmt.Errorf("site: %w", err)
+	}
+	lazy, err := remote.Image(ref, remote.WithContext(ctx))
+	if err != nil {
+		return Launch{}, fmt.Errorf("site: %w", err)
+	}
+	if err := watch.Add(lazy); err != nil {
+		return Launch{}, err
+	}
+	s.Front.SetHook(watch.Wrap(nil))
+	defer s.Front.SetHook(nil)
 	m, err := s.begin(ctx)
 	if err != nil {
 		return Launch{}, err
@@ -62,7 +81,13 @@ func (s *Site) LazyStart(ctx context.Context, tag string, img *images.Image) (La
 	if err := s.Node.PullTransfer(ctx, s.Ref(tag), node.Airstream); err != nil {
 		return Launch{}, err
 	}
-	return m.ready(ctx, node.Run{Ref: s.Ref(tag), Snapshotter: node.Airstream, Ready: img.Ready()})
+	start, err := m.ready(ctx, node.Run{Ref: s.Ref(tag), Snapshotter: node.Airstream, Ready: img.Ready()})
+	if err != nil {
+		return start, err
+	}
+	count, err := watch.Count(lazy)
+	start.Twice = count.Again
+	return start, err
 }
 
 // measure is a start under way.

@@ -10,21 +10,15 @@
 package site
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
-	"strings"
-	"time"
 
 	"github.com/airstream-io/airstream/test/rig/link"
-	"github.com/airstream-io/airstream/test/rig/netns"
 	"github.com/airstream-io/airstream/test/rig/node"
 	"github.com/airstream-io/airstream/test/rig/registry"
 	"github.com/airstream-io/airstream/test/rig/tools"
@@ -43,12 +37,23 @@ type Options struct {
 	Registry *registry.Registry
 	// Password is what the daemon takes for Front.Password; empty: the same.
 	Password string
+	// NoCredentials leaves the daemon without any for the registry.
+	NoCredentials bool
 	// Config is TOML that is added to the daemon's configuration.
 	Config string
 	// Airstream is the daemon's binary; empty: Build's.
 	Airstream string
 	// NoDaemon leaves the daemon to StartDaemon.
 	NoDaemon bool
+	// Fronts are more registries on shore, with manners of their own, before
+	// the same content; see Site.Fronts.
+	Fronts []registry.FrontOptions
+	// Name is how the node knows the registry, in place of an address: see
+	// test/rig/dns for how it resolves there. Not with TLS.
+	Name string
+	// Disk, if its size is set, is a file system of its own for the daemon's
+	// root directory.
+	Disk Disk
 }
 
 // Site is a running site.
@@ -56,20 +61,18 @@ type Site struct {
 	Link     *link.Link
 	Registry *registry.Registry
 	Front    *registry.Front
+	Fronts   []*registry.Front // those of Options.Fronts
 	Node     *node.Node
 
 	opts   Options
 	dir    string
 	own    bool // the registry is this site's
-	daemon *netns.Process
+	daemon daemon
 	closed bool
 }
 
 // mirrorAddr is where the daemon's mirror listens; the namespace is its own.
 const mirrorAddr = "127.0.0.1:5075"
-
-// startLimit bounds the daemon's start. It takes milliseconds.
-const startLimit = 30 * time.Second
 
 // Start starts everything. The caller closes the Site.
 func Start(ctx context.Context, opts Options) (_ *Site, err error) {
@@ -103,11 +106,14 @@ func Start(ctx context.Context, opts Options) (_ *Site, err error) {
 		}
 		s.own = true
 	}
-	if err := s.startFront(ctx); err != nil {
+	if err := s.startFronts(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.mountDisk(ctx); err != nil {
 		return nil, err
 	}
 	s.Node, err = node.Start(ctx, node.Options{
-		Namespace: s.Link.Node, AirstreamSocket: s.path("run/snapshotter.sock"), AirstreamRoot: s.path("a"), CRISnapshotter: node.Airstream,
+		Namespace: s.Link.Node, AirstreamSocket: s.SnapshotterSocket(), AirstreamRoot: s.Root(), CRISnapshotter: node.Airstream,
 	})
 	if err != nil {
 		return nil, err
@@ -124,22 +130,7 @@ func Start(ctx context.Context, opts Options) (_ *Site, err error) {
 	return s, s.StartDaemon(ctx)
 }
 
-func (s *Site) startFront(ctx context.Context) (err error) {
-	front := s.opts.Front
-	if front.Name != "" {
-		return errors.New("site: names don't resolve on the node; leave FrontOptions.Name empty")
-	}
-	front.Listen = func() (net.Listener, error) {
-		return s.Link.Shore.Listen(ctx, "tcp", netip.AddrPortFrom(link.ShoreAddr, 0).String())
-	}
-	s.Front, err = s.Registry.Front(front)
-	return err
-}
-
 func (s *Site) path(elem string) string { return filepath.Join(s.dir, elem) }
-
-// Ref returns how the node names an image: "app:1" is "10.18.0.1:41234/app:1".
-func (s *Site) Ref(name string) string { return s.Front.Host() + "/" + name }
 
 // ThroughMirror has containerd ask the daemon's mirror for every registry.
 func (s *Site) ThroughMirror() error {
@@ -152,85 +143,6 @@ func (s *Site) ThroughMirror() error {
 func (s *Site) PastMirror() error {
 	return s.Node.SetHosts(map[string]string{s.Front.Host(): fmt.Sprintf("server = %q\n", s.Front.URL())})
 }
-
-func (s *Site) writeConfig() error {
-	text := fmt.Sprintf("root = %q\nstate = %q\n[mirror]\naddress = %q\n[registry.%q]\nurl = %q\n",
-		s.path("a"), s.path("run"), mirrorAddr, s.Front.Host(), s.Front.URL())
-	files := map[string]string{"airstream.toml": ""}
-	if ca := s.Front.CA(); s.opts.Front.TLS && len(ca) > 0 {
-		files["ca.pem"] = string(ca)
-		text += fmt.Sprintf("ca_file = %q\n", s.path("ca.pem"))
-	}
-	if u := s.opts.Front.Username; u != "" {
-		files["password"] = cmp.Or(s.opts.Password, s.opts.Front.Password) + "\n"
-		text += fmt.Sprintf("username = %q\npassword_file = %q\n", u, s.path("password"))
-	}
-	files["airstream.toml"] = text + s.opts.Config
-	for name, content := range files {
-		if err := os.WriteFile(s.path(name), []byte(content), 0o600); err != nil {
-			return fmt.Errorf("site: %w", err)
-		}
-	}
-	return nil
-}
-
-// StartDaemon starts the Airstream daemon and waits until it is ready.
-func (s *Site) StartDaemon(ctx context.Context) error {
-	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: s.path("notify.sock"), Net: "unixgram"})
-	if err != nil {
-		return fmt.Errorf("site: %w", err)
-	}
-	defer os.Remove(s.path("notify.sock")) //nolint:errcheck // Close removes the directory
-	defer notify.Close()                   //nolint:errcheck // nothing more is read
-	s.daemon, err = s.Link.Node.Start(netns.Command{
-		Name: "airstream node", Args: []string{s.opts.Airstream, "node", "--config", s.path("airstream.toml")},
-		Env: append(os.Environ(), "NOTIFY_SOCKET="+s.path("notify.sock")), Log: s.path("airstream.log"),
-	})
-	if err != nil {
-		return err
-	}
-	ready := make(chan error, 1)
-	go func() {
-		buf := make([]byte, 100)
-		n, err := notify.Read(buf)
-		if err == nil && !strings.HasPrefix(string(buf[:n]), "READY=1") {
-			err = fmt.Errorf("site: the daemon says %q", buf[:n])
-		}
-		ready <- err
-	}()
-	limit := time.NewTimer(startLimit)
-	defer limit.Stop()
-	select {
-	case err := <-ready:
-		return err
-	case <-s.daemon.Done():
-		return s.daemon.Explain(errors.New("site: the daemon ended before it was ready"))
-	case <-limit.C:
-		return s.daemon.Explain(fmt.Errorf("site: the daemon was not ready in %v", startLimit))
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
-// StopDaemon asks the daemon to end, as systemd does.
-func (s *Site) StopDaemon(ctx context.Context) error {
-	if s.daemon == nil {
-		return nil
-	}
-	d := s.daemon
-	s.daemon = nil
-	return d.Stop(ctx, 20*time.Second)
-}
-
-// KillDaemon kills the daemon as a crash does.
-func (s *Site) KillDaemon() error {
-	d := s.daemon
-	s.daemon = nil
-	return d.Kill()
-}
-
-// DaemonPID returns the daemon's process ID.
-func (s *Site) DaemonPID() int { return s.daemon.PID() }
 
 // Log returns what the daemon has logged since the site was started.
 func (s *Site) Log() (string, error) {
@@ -288,13 +200,13 @@ func (s *Site) Close(ctx context.Context) error {
 		errs = append(errs, s.Node.Stop(ctx))
 	}
 	errs = append(errs, s.StopDaemon(ctx))
-	for _, c := range []io.Closer{closer(s.Front != nil, s.Front), closer(s.own, s.Registry), closer(s.Link != nil, s.Link)} {
+	for _, c := range []io.Closer{closer(s.Front != nil, s.Front), frontsCloser(s.Fronts), closer(s.own, s.Registry), closer(s.Link != nil, s.Link)} {
 		if c != nil {
 			errs = append(errs, c.Close())
 		}
 	}
 	if s.dir != "" {
-		errs = append(errs, os.RemoveAll(s.dir))
+		errs = append(errs, s.unmountDisk(ctx), os.RemoveAll(s.dir))
 	}
 	return errors.Join(errs...)
 }

@@ -54,11 +54,13 @@ func sweep(ctx context.Context) error {
 }
 
 // takeAway removes a site's directory. A daemon that was killed has left its
-// file system mounted.
+// file system mounted, perhaps on a disk of its own.
 func takeAway(dir string) error {
-	tree := filepath.Join(dir, "a", "tree")
-	if err := unix.Unmount(tree, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("unmount %s: %w", tree, err)
+	root := filepath.Join(dir, "a")
+	for _, point := range []string{filepath.Join(root, "tree"), root} {
+		if err := unmount(point, unix.MNT_DETACH); err != nil {
+			return err
+		}
 	}
 	return os.RemoveAll(dir)
 }
