@@ -49,3 +49,19 @@ func TestFullDiskFailsNoRead(t *testing.T) {
 }
 
 func first[A, B any](a A, _ B) A { return a }
+
+// A full disk lets nobody wait who only wanted to have something stored, not
+// even for a table of contents. It comes when there is room.
+func TestFullDiskBeforeTheTable(t *testing.T) {
+	s := newShore(t)
+	b := newBench(t, s, t.TempDir(), s.at)
+	b.store.SetLimit(0, 1<<60)
+	if err := b.Complete(t.Context(), slot); !errors.Is(err, store.ErrNoSpace) {
+		t.Errorf("complete on a full disk: %v, want store.ErrNoSpace", err)
+	}
+	b.store.SetLimit(0, 0)
+	s.want(t, b.open(t, "two"), "two", 0, 100_000)
+	if err := b.Complete(t.Context(), slot); err != nil {
+		t.Error(err)
+	}
+}

@@ -42,6 +42,8 @@ type layer struct {
 	waiters  int                // who wait for the table
 	arriving func()             // to be called when that changes, while it arrives
 	dark     chan struct{}      // closed when those are not to wait any longer
+	full     chan struct{}      // closed while the disk has no room for the table
+	fullErr  error              // what it said
 	retryAt  time.Time          // if bad: when it is worth another try
 }
 
@@ -97,7 +99,7 @@ func (f *Fetcher) layer(slot uint32, refresh bool) (*layer, error) {
 	if f.closing {
 		return nil, fmt.Errorf("fetcher: layer in slot %d: %w", slot, context.Canceled)
 	}
-	l = &layer{Layer: info, absent: make(chan struct{}), ready: make(chan struct{}), dark: make(chan struct{}), from: origins{sources: info.Sources}}
+	l = &layer{Layer: info, absent: make(chan struct{}), ready: make(chan struct{}), dark: make(chan struct{}), full: make(chan struct{}), from: origins{sources: info.Sources}}
 	f.layers[slot] = l
 	f.work.Go(func() { f.loadTable(f.run, l) })
 	return l, nil
@@ -179,11 +181,19 @@ func (f *Fetcher) onDisk(ctx context.Context, l *layer) bool {
 	return false
 }
 
-// awaitQuietly waits for a layer's tree for somebody who is in no hurry.
+// awaitQuietly waits for a layer's tree for somebody who is in no hurry, and
+// can do without if the disk is full.
 func (f *Fetcher) awaitQuietly(ctx context.Context, l *layer) error {
+	f.mu.Lock()
+	full := l.full
+	f.mu.Unlock()
 	select {
 	case <-l.ready:
 		return l.bad
+	case <-full:
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return l.fullErr
 	case <-ctx.Done():
 		return fmt.Errorf("fetcher: table of contents of layer %s: %w", l.Blob, context.Cause(ctx))
 	case <-f.run.Done():
@@ -196,6 +206,20 @@ func (l *layer) giveUp() {
 	if l.waiters > 0 {
 		close(l.dark)
 		l.dark = make(chan struct{})
+	}
+}
+
+// noRoom notes that the disk has no room for the table, or, if err is nil, that
+// it has again.
+func (f *Fetcher) noRoom(l *layer, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case err != nil && l.fullErr == nil:
+		l.fullErr = fmt.Errorf("fetcher: table of contents of layer %s: %w", l.Blob, err)
+		close(l.full)
+	case err == nil && l.fullErr != nil:
+		l.fullErr, l.full = nil, make(chan struct{})
 	}
 }
 

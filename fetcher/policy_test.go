@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/airstream-io/airstream/fetcher/uplink"
 	"github.com/airstream-io/airstream/internal/chunk"
 )
 
@@ -81,6 +82,38 @@ func (b *bench) idle(t *testing.T) {
 		defer b.mu.Unlock()
 		return len(b.queue.transfers) == 0
 	})
+}
+
+// Outside of the contact window nothing crosses but what somebody waits for, and
+// status says why. When the policy changes, all goes on at once.
+func TestClosedWindowLetsOnlyReadersPass(t *testing.T) {
+	s := newShore(t)
+	b := newBench(t, s, t.TempDir(), s.at)
+	c := b.open(t, "big")
+	soon := time.Now().Add(3 * time.Hour)
+	at := time.Duration(soon.Hour()) * time.Hour
+	b.meter.SetPolicy(uplink.Policy{Windows: []uplink.Window{{From: at, To: at + time.Minute}}})
+	done := make(chan error, 1)
+	go func() { done <- b.Complete(t.Context(), slot) }()
+	s.want(t, c, "big", 500_000, 10)
+	if err := b.Blocked(Prefetch); !errors.Is(err, ErrBudget) {
+		t.Errorf("blocked: %v, want ErrBudget", err)
+	}
+	if held := b.Queue().Held; held[Prefetch] == "" || held[Demand] != "" {
+		t.Errorf("status says %q", held)
+	}
+	if sent, _ := s.traffic(); sent > 70_000 {
+		t.Errorf("%d bytes crossed for a read of 10", sent)
+	}
+	select {
+	case err := <-done:
+		t.Fatalf("complete outside of the window: %v", err)
+	default:
+	}
+	b.meter.SetPolicy(uplink.Policy{})
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
 }
 
 // A table of contents that is cut again and again goes on where it was, also in

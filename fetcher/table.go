@@ -97,12 +97,14 @@ func (t *tableFetch) run(ctx context.Context) (*toc.Tree, error) {
 				return nil, ctx.Err()
 			}
 		case isLocal(err):
+			t.f.noRoom(l, err)
 			if pause.failures == 0 {
 				t.f.log.WarnContext(ctx, "a layer's table of contents cannot be stored; trying again", slog.String("layer", l.Blob.String()), slog.Any("error", err))
 			}
 			if !sleep(ctx, pause.failed(time.Now(), 0)) {
 				return nil, ctx.Err()
 			}
+			t.f.noRoom(l, nil)
 		}
 		if errors.Is(err, ErrBadTable) {
 			return nil, err
@@ -252,7 +254,13 @@ func (t *tableFetch) parse(ctx context.Context) (*toc.Tree, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := t.f.store.PutTree(l.TOC, tree); err != nil {
+	switch err := t.f.store.PutTree(l.TOC, tree); {
+	case isFull(err):
+		// What somebody waits for is served from memory; the next process
+		// stores it if there is room then.
+		t.f.log.WarnContext(ctx, "there is no room for a layer's tree; it is kept in memory", slog.String("layer", l.Blob.String()), slog.Any("error", err))
+		return tree, nil
+	case err != nil:
 		return nil, fmt.Errorf("%w: %w", errLocal, err)
 	}
 	return t.f.store.Tree(l.TOC)

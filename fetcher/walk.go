@@ -96,8 +96,10 @@ func (f *Fetcher) whenReady(l *layer, do func()) {
 		return
 	}
 	f.work.Go(func() {
-		if f.awaitQuietly(f.run, l) != nil {
-			return
+		for err := f.awaitQuietly(f.run, l); err != nil; err = f.awaitQuietly(f.run, l) {
+			if !isFull(err) || !sleep(f.run, maxFullPause) {
+				return
+			}
 		}
 		select {
 		case f.counting <- struct{}{}: // nobody waits for it
