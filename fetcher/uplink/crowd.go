@@ -6,7 +6,7 @@ import "time"
 // than 8 were never better on the emulated links (Nov 2026), and are not
 // polite.
 const (
-	minCrowd = 3
+	minCrowd = 4
 	maxCrowd = 8
 
 	crowdRounds = 3                // between two steps up
@@ -27,8 +27,8 @@ type crowd struct {
 }
 
 // Parallel returns how many requests of class c pay at a time now. Of what is
-// bulk it is 3 while that fills the link, so that two go on between two requests
-// of the third; more, up to 8, while losses or something unexplained keep it
+// bulk it is 4 while that fills the link, so that three go on between two
+// requests of the fourth; more, up to 8, while losses or something unexplained keep it
 // from that. Urgent requests are small, and wait most of their time for the
 // first byte: 8 of them.
 func (m *Meter) Parallel(c Class) int {

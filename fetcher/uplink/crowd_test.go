@@ -83,7 +83,7 @@ func TestMoreConnectionsAreTakenBackWhereTheyDontHelp(t *testing.T) {
 func TestUrgentRequestsAreMany(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newModel(t, 250_000, 600*time.Millisecond)
-		for c, want := range map[Class]int{Demand: 8, Hot: 8, Ahead: 3, Prefetch: 3, Background: 3} {
+		for c, want := range map[Class]int{Demand: 8, Hot: 8, Ahead: 4, Prefetch: 4, Background: 4} {
 			if n := l.m.Parallel(c); n != want {
 				t.Errorf("%v: %d, want %d", c, n, want)
 			}
