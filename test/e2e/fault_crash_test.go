@@ -149,7 +149,7 @@ func TestFaultPowerLoss(t *testing.T) {
 	}
 	_, err := sc.Run(ctx, "prefetch", sc.Ref(here.tag()))
 	must(t, err)
-	for n := range times(3, 20) {
+	for n := range times(2, 20) {
 		filled := make(chan error, 1)
 		go func() {
 			_, err := sc.Run(ctx, "prefetch", sc.Ref(big.tag()))

@@ -175,7 +175,7 @@ func (sc *scene) meet(t *testing.T, f fault) {
 	if f.limit == 0 {
 		f.limit = time.Minute
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), f.lasts+f.limit+2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), f.lasts+f.limit+30*time.Second)
 	defer cancel()
 	ended := make(chan struct{})
 	var all []*meeting

@@ -29,18 +29,18 @@ func TestFaultRegistry(t *testing.T) {
 		soak  bool                    // another one stands for it in the short form
 	}
 	cases := []failure{
-		{fault: fault{name: "truncated"}, hook: registry.Truncate(blobs...)},
+		{fault: fault{name: "truncated"}, hook: registry.Truncate(blobs...), soak: true},
 		{fault: fault{name: "wrong-content-range"}, hook: registry.MisplaceRanges()},
 		{fault: fault{name: "200-for-ranges", again: 3*targetSize + bulkSize}, hook: registry.IgnoreRanges()},
 		{fault: fault{name: "wrong-bytes", refused: true}, hook: registry.Corrupt(16, blobs...), soak: true},
 		{fault: fault{name: "bit-flips", refused: true}, hook: registry.Corrupt(64 << 10)},
-		{fault: fault{name: "reset-every-64kib", limit: 3 * time.Minute}, hook: registry.ResetAfter(64<<10, blobs...), never: true},
+		{fault: fault{name: "reset-every-64kib", limit: time.Minute}, hook: registry.ResetAfter(64<<10, blobs...), never: true},
 		{fault: fault{name: "token-expires"}, opts: login, also: (*registry.Front).RevokeTokens, soak: true},
 		{fault: fault{name: "token-service-dies"}, opts: login, also: (*registry.Front).RevokeTokens, hook: registry.Abort(registry.KindToken)},
 		{fault: fault{name: "redirect-target-dies"}, opts: elsewhere, hook: registry.Abort(registry.KindStorage)},
 	}
 	for _, status := range []int{401, 403, 404, 429, 500, 503} {
-		c := failure{fault: fault{name: fmt.Sprint(status)}, hook: registry.Refuse(status), soak: status != 401 && status != 429 && status != 503}
+		c := failure{fault: fault{name: fmt.Sprint(status)}, hook: registry.Refuse(status), soak: status != 401 && status != 429}
 		if status < 429 {
 			// Who may not pull is told, and tries again when that has changed.
 			c.refused = true

@@ -70,7 +70,7 @@ func TestSpoil(t *testing.T) {
 	}
 	a, err := get(Corrupt(100, KindBlob))
 	differ := 0
-	for i := range a.body {
+	for i := range len(a.body) {
 		if a.body[i] != good.body[i] {
 			differ++
 		}
