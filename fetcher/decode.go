@@ -23,7 +23,12 @@ type input struct {
 	r    *bufio.Reader
 	left int64
 	err  error // of the stream, not of what reads it
+	tee  bool  // read keeps what was read of the part
+	read []byte
 }
+
+// part begins a part of n bytes.
+func (i *input) part(n int64, tee bool) { i.left, i.tee, i.read = n, tee, i.read[:0] }
 
 func (i *input) Read(p []byte) (int, error) {
 	if i.left <= 0 {
@@ -31,6 +36,9 @@ func (i *input) Read(p []byte) (int, error) {
 	}
 	n, err := i.r.Read(p[:min(int64(len(p)), i.left)])
 	i.left -= int64(n)
+	if i.tee {
+		i.read = append(i.read, p[:n]...)
+	}
 	i.note(err)
 	return n, err
 }
@@ -42,6 +50,9 @@ func (i *input) ReadByte() (byte, error) {
 	b, err := i.r.ReadByte()
 	if err == nil {
 		i.left--
+		if i.tee {
+			i.read = append(i.read, b)
+		}
 	}
 	i.note(err)
 	return b, err
@@ -183,6 +194,12 @@ func (d *decoder) wrong(c uint32) {
 // to bring something to.
 func (d *decoder) put(c uint32, k toc.Chunk, p []byte) error {
 	pc, chunks := d.t.l.pieceOf(c)
+	d.f.mu.Lock()
+	wanted := d.t.brings(pc)
+	d.f.mu.Unlock()
+	if !wanted {
+		return nil // it is here
+	}
 	err := d.store(c, k, pc, chunks, p)
 	if errors.Is(err, chunk.ErrMismatch) {
 		d.wrong(c)

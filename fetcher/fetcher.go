@@ -87,6 +87,7 @@ type Fetcher struct {
 	epoch      uint64                      // guarded by mu; counts Recounts, from 1 on
 	incomplete []*layer                    // guarded by mu; those whose files are indexed
 	indexed    int                         // guarded by mu; files in these indexes
+	stash      stash                       // guarded by mu
 	spare      spare                       // guarded by mu
 	full       backoff                     // guarded by mu; of storing what nobody waits for
 	fullUntil  time.Time                   // guarded by mu

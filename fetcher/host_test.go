@@ -262,3 +262,29 @@ func TestShortenedBlobDoesNotSpin(t *testing.T) {
 		t.Error("it is complete")
 	}
 }
+
+// Connections that last for fewer bytes than a chunk has must not keep it from
+// arriving, nor make what has arrived cross again.
+func TestConnectionsShorterThanAChunk(t *testing.T) {
+	s := newShore(t)
+	b := newBench(t, s, t.TempDir(), s.at)
+	c := b.open(t, "big")
+	var requests atomic.Int64
+	s.setMood(func(w http.ResponseWriter, r *http.Request) bool {
+		requests.Add(1)
+		w.Header().Set("Content-Type", "application/octet-stream")
+		http.ServeContent(&limited{w, r, 20_000, reset2}, r, "", time.Time{}, bytes.NewReader(s.blob))
+		return true
+	})
+	s.want(t, c, "big", 100_000, 200_000)
+	if err := b.Complete(t.Context(), slot); err != nil {
+		t.Error(err)
+	}
+	// Each brings 20,000 bytes of a blob that has 1.5 million, or the rest of a
+	// member.
+	if n := requests.Load(); n > 150 {
+		t.Errorf("%d requests", n)
+	}
+	s.setMood(nil)
+	s.want(t, c, "big", 0, 1<<20)
+}

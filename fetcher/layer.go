@@ -301,6 +301,7 @@ func (f *Fetcher) forget(slots []uint32) (ended []chan struct{}, err error) {
 		}
 		delete(f.layers, l.Slot)
 		f.unindex(l)
+		f.stash.forget(l)
 		q.walks = slices.DeleteFunc(q.walks, func(w *walk) bool { return w.l == l })
 		q.hot = slices.DeleteFunc(q.hot, func(h hotRun) bool { return h.l == l })
 		q.ahead.recent = slices.DeleteFunc(q.ahead.recent, func(u *unit) bool { return u.l == l })

@@ -2,6 +2,7 @@ package fetcher
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -23,6 +24,7 @@ type transfer struct {
 	done   chan struct{} // closed when it has ended
 
 	// guarded by Fetcher.mu
+	grown  bool               // it brought more of a member that is not whole yet
 	cancel context.CancelFunc // nil before it has begun
 	pieces map[piece]uint32   // what it is to bring and has not yet, and in which member
 	at     uint32             // the member that arrives now
@@ -104,7 +106,7 @@ func (f *Fetcher) transfer(ctx context.Context, t *transfer) {
 		err = ctx.Err()
 		t.ticket.discard()
 	default:
-		f.giveBack(t.ticket, &t.l.from, err, t.landed > 0)
+		f.giveBack(t.ticket, &t.l.from, err, t.landed > 0 || t.grown)
 	}
 	if isLocal(err) {
 		f.cannotStore(err)
@@ -144,9 +146,16 @@ var errEnough = errors.New("the rest is not needed now")
 // receive makes the request and reads its answer.
 func (f *Fetcher) receive(ctx context.Context, t *transfer) (err error) {
 	tree := t.l.tree
-	from, to := tree.Member(t.first).Offset, tree.Member(t.end-1).End
+	f.mu.Lock()
+	head, broken := f.stash.take(stashKey{t.l, t.first})
+	f.mu.Unlock()
+	if int64(len(head)) >= memberSize(tree, t.first) {
+		head = nil // it was whole, and not right
+	}
+	from, to := tree.Member(t.first).Offset+int64(len(head)), tree.Member(t.end-1).End
 	rc, err := f.part(ctx, t.ticket, t.l, from, to-from)
 	if err != nil {
+		t.stash(f, t.first, head, broken)
 		return err
 	}
 	defer func() { err = errors.Join(err, rc.Close()) }()
@@ -162,30 +171,11 @@ func (f *Fetcher) receive(ctx context.Context, t *transfer) (err error) {
 		defer f.mu.Unlock()
 		t.stream = nil
 	}()
-	in := &input{r: bufio.NewReaderSize(heard{rc, t.ticket}, 32<<10)}
+	in := &input{r: bufio.NewReaderSize(io.MultiReader(bytes.NewReader(head), heard{rc, t.ticket}), 32<<10)}
 	d := decoder{f: f, t: t}
 	defer func() { err = errors.Join(err, d.close()) }()
-	for member := t.first; ; {
-		next, err := f.arriveAt(t, member)
-		if err != nil {
-			return err
-		}
-		if next == t.end {
-			break
-		}
-		in.left = tree.Member(next).Offset - tree.Member(member).Offset
-		if err := in.drain(); err != nil {
-			return err
-		}
-		m := tree.Member(next)
-		in.left = m.End - m.Offset
-		if err := d.member(ctx, in, next); err != nil {
-			return err
-		}
-		if err := in.drain(); err != nil {
-			return err
-		}
-		member = next + 1
+	if err := f.members(ctx, t, in, &d, head, broken); err != nil {
+		return err
 	}
 	switch {
 	case d.local != nil:
@@ -194,6 +184,55 @@ func (f *Fetcher) receive(ctx context.Context, t *transfer) (err error) {
 		return fmt.Errorf("fetcher: layer %s from %s/%s: %d of the chunks are not what the table of contents says: %w", t.l.Blob, t.ticket.src.Host, t.ticket.src.Repo, d.bad, chunk.ErrMismatch)
 	}
 	return nil
+}
+
+// members reads what t is to bring, member by member. head is what it begins
+// with that came before; broken says that the first member broke before.
+func (f *Fetcher) members(ctx context.Context, t *transfer, in *input, d *decoder, head []byte, broken bool) error {
+	tree := t.l.tree
+	for member := t.first; ; {
+		next, err := f.arriveAt(t, member)
+		if err != nil {
+			return err
+		}
+		if member == t.end {
+			return nil
+		}
+		behind := tree.Member(t.end - 1).End
+		if next < t.end {
+			behind = tree.Member(next).Offset
+		}
+		in.part(behind-tree.Member(member).Offset, false) // the connection is worth it
+		if err := in.drain(); err != nil {
+			return err
+		}
+		if next == t.end {
+			return nil
+		}
+		size := memberSize(tree, next)
+		in.part(size, size <= maxTee || broken && next == t.first && size <= maxLateTee)
+		if err := d.member(ctx, in, next); err != nil {
+			if in.err != nil {
+				t.grown = len(in.read) > len(head)
+				t.stash(f, next, in.read, true)
+			}
+			return err
+		}
+		if err := in.drain(); err != nil {
+			return err
+		}
+		member = next + 1
+	}
+}
+
+// stash keeps what has arrived of a member that broke.
+func (t *transfer) stash(f *Fetcher, member uint32, part []byte, broken bool) {
+	if !broken {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.stash.keep(stashKey{t.l, member}, part)
 }
 
 // arriveAt notes which member a transfer arrives at, and returns the next that
