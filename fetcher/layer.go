@@ -26,6 +26,8 @@ type layer struct {
 	fresh         time.Time // when its table arrived, if it crossed for this process
 
 	lastID   atomic.Pointer[entryID]
+	ids      sync.Map // entry to toc.ObjectID, of some large files
+	numIDs   atomic.Int32
 	seenOnce sync.Once
 	seen     *known
 
@@ -52,14 +54,26 @@ type entryID struct {
 	id    toc.ObjectID
 }
 
-// objectID remembers the last ID that it computed: callers go through a file's
-// chunks one by one, and a large file's ID is a hash over all of them.
+// Files of many chunks whose IDs are remembered: an ID is a hash over all of
+// them, and is asked for with each.
+const (
+	manyChunks = 16
+	maxIDs     = 1024
+)
+
+// objectID returns the ID of a file's content.
 func (l *layer) objectID(entry uint32) toc.ObjectID {
 	if last := l.lastID.Load(); last != nil && last.entry == entry {
 		return last.id
 	}
+	if id, ok := l.ids.Load(entry); ok {
+		return id.(toc.ObjectID) //nolint:errcheck // nothing else is stored
+	}
 	id := l.tree.ObjectID(entry)
 	l.lastID.Store(&entryID{entry, id})
+	if first, end := l.tree.Chunks(entry); end-first >= manyChunks && l.numIDs.Add(1) <= maxIDs {
+		l.ids.Store(entry, id)
+	}
 	return id
 }
 
