@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"runtime/debug"
+	"syscall"
 
 	"go.etcd.io/bbolt"
 )
@@ -47,7 +48,11 @@ func guard(f func() error) (err error) {
 			err = fmt.Errorf("%w: %v", ErrDamaged, r)
 		}
 	}()
-	return f()
+	if err = f(); errors.Is(err, syscall.EFBIG) {
+		// A page number that can't be one: no database of ours is that large.
+		err = fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return err
 }
 
 // guard is guard for what takes bbolt's locks.
