@@ -9,6 +9,11 @@ const (
 	minCrowd = 4
 	maxCrowd = 8
 
+	// cappedCrowd is minCrowd where a rate cap is in force. Few connections are
+	// enough for less than the link carries, and each more brings 64 KiB that the
+	// kernel grants before it is asked, whatever the cap says.
+	cappedCrowd = 2
+
 	crowdRounds = 3                // between two steps up
 	calmRounds  = 16               // between two steps down
 	crowdRest   = 60 * time.Second // after a step up that brought nothing
@@ -29,8 +34,8 @@ type crowd struct {
 // Parallel returns how many requests of class c pay at a time now. Of what is
 // bulk it is 4 while that fills the link, so that three go on between two
 // requests of the fourth; more, up to 8, while losses or something unexplained keep it
-// from that. Urgent requests are small, and wait most of their time for the
-// first byte: 8 of them.
+// from that; under a rate cap 2, and more while less than the cap comes. Urgent
+// requests are small, and wait most of their time for the first byte: 8 of them.
 func (m *Meter) Parallel(c Class) int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -55,7 +60,7 @@ func (m *Meter) gather(now time.Time, r round, rate, q float64, limited bool) {
 	}
 	c.rounds++
 	c.sum += rate
-	if !limited && q < 1.25 {
+	if !limited && !r.capped && q < 1.25 {
 		c.under++
 	}
 	mean := c.sum / float64(c.rounds)
@@ -64,27 +69,33 @@ func (m *Meter) gather(now time.Time, r round, rate, q float64, limited bool) {
 	case c.rounds < crowdRounds:
 		return
 	case c.before > 0 && mean < 1.1*c.before: // the trial has failed
-		c.step(c.n-1, 0)
+		m.gatherTo(c.n-1, 0)
 		c.rest = now.Add(crowdRest)
 	case c.under*4 >= c.rounds*3 && bulk >= c.n && lossy:
-		c.step(2*c.n, 0)
+		m.gatherTo(2*c.n, 0)
 	case c.under*4 >= c.rounds*3 && bulk >= c.n && now.After(c.rest):
-		c.step(c.n+1, mean)
+		m.gatherTo(c.n+1, mean)
 	case c.before > 0: // it has not
-		c.step(c.n, 0)
+		m.gatherTo(c.n, 0)
 	case c.rounds >= calmRounds:
 		if c.under*4 < c.rounds && !lossy {
-			c.step(c.n-1, 0)
+			m.gatherTo(c.n-1, 0)
 		} else {
-			c.step(c.n, 0)
+			m.gatherTo(c.n, 0)
 		}
 	}
 }
 
-func (c *crowd) step(n int, before float64) {
-	n = min(max(n, minCrowd), maxCrowd)
-	if n == c.n {
+// gatherTo makes the crowd one of n, as far as that is allowed. before is the
+// rate if that is a trial. m.mu is held.
+func (m *Meter) gatherTo(n int, before float64) {
+	least := minCrowd
+	if m.rules.policy.Rate > 0 {
+		least = cappedCrowd
+	}
+	n = min(max(n, least), maxCrowd)
+	if n == m.crowd.n {
 		before = 0
 	}
-	*c = crowd{n: n, before: before, rest: c.rest}
+	m.crowd = crowd{n: n, before: before, rest: m.crowd.rest}
 }

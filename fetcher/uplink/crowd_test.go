@@ -90,3 +90,30 @@ func TestUrgentRequestsAreMany(t *testing.T) {
 		}
 	})
 }
+
+// A cap keeps the link idle by itself: that is no reason for more connections.
+func TestFewConnectionsUnderARateCap(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newModel(t, 250_000, 600*time.Millisecond)
+		l.m.SetPolicy(Policy{Rate: 50_000})
+		if n, use := l.crowdAfter(2 * time.Minute); n > cappedCrowd || use < 0.9*0.2 || use > 1.05*0.2 {
+			t.Errorf("%d connections use %.0f%%, where 20%% is allowed", n, 100*use)
+		}
+		l.m.SetPolicy(Policy{})
+		if n := l.m.Parallel(Prefetch); n != minCrowd {
+			t.Errorf("%d connections when the cap is gone, want %d", n, minCrowd)
+		}
+	})
+}
+
+// Where losses keep less than the cap coming, more are worth it.
+func TestMoreConnectionsWhereLessThanTheCapComes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newModel(t, 250_000, 600*time.Millisecond)
+		l.pace, l.lossy = 10_000, true
+		l.m.SetPolicy(Policy{Rate: 50_000})
+		if n, use := l.crowdAfter(3 * time.Minute); n < 4 || use < 0.7*0.2 || use > 1.05*0.2 {
+			t.Errorf("%d connections use %.0f%%, where 20%% is allowed", n, 100*use)
+		}
+	})
+}

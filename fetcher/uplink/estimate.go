@@ -59,6 +59,7 @@ type round struct {
 	delay    float64 // seconds, sum over segments that tell it
 	delays   int64   // how many
 	held     bool    // something here held something back
+	capped   bool    // a rate cap did
 }
 
 // count adds what came on a stream's socket since the last look. m.mu is held.

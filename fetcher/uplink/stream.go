@@ -157,7 +157,10 @@ func (s *Stream) mayRead() (wait time.Duration, gate <-chan struct{}, err error)
 			return wait, m.gate, nil
 		}
 	}
-	return m.bucket.wait(now, s, m.rules.policy.Rate), m.gate, nil
+	if wait = m.bucket.wait(now, s, m.rules.policy.Rate); wait > 0 {
+		m.est.round.capped = true
+	}
+	return wait, m.gate, nil
 }
 
 // Piece returns how many bytes, at most want, to read at a time, so that what
