@@ -69,7 +69,7 @@ test-system: gcc ## tests that need root, FUSE, network namespaces
 	  [ -z "$${failed-}" ]; } | $(SUM)
 
 bench: tools ## first starts side by side, into docs/benchmarks.md; and Go benchmarks
-	go run ./test/cmd/bench -bulk -go
+	go run ./test/cmd/bench -dark -bulk -go
 
 demo: ## the main job, as a timeline to read
 	@go run ./test/cmd/demo

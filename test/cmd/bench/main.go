@@ -55,6 +55,7 @@ func run(ctx context.Context, args []string, words io.Writer) error {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	names := flags.String("images", "redis,nginx,python,node", "images to start; empty: none")
 	code := flags.Bool("go", false, "run the benchmarks beside the code, too")
+	dark := flags.Bool("dark", false, "measure a node without a link, and what crosses twice, too")
 	bulk := flags.Bool("bulk", false, "measure bulk transfers and reads beside them, too")
 	profile := flags.String("profile", "geo-vsat", "link, as airlink -list has them")
 	limit := flags.Duration("full-limit", 0, "stop the full pull after this and compute its end; 0: never")
@@ -71,30 +72,28 @@ func run(ctx context.Context, args []string, words io.Writer) error {
 		return err
 	}
 	b := &bench{profile: p, limit: *limit, runs: *runs, words: words}
-	if *names != "" {
-		table, err := b.firstStarts(ctx, strings.Split(*names, ","))
+	for _, s := range []struct {
+		wanted  bool
+		name    string
+		measure func(context.Context) (string, error)
+	}{
+		{*names != "", "first-start " + p.Name, b.onShore(func(ctx context.Context) (string, error) {
+			return b.firstStarts(ctx, strings.Split(*names, ","))
+		})},
+		{*dark, "dark", b.onShore(b.dark)},
+		{*bulk, "bulk " + p.Name, b.bulk},
+		{*code, "go", b.goBenchmarks},
+	} {
+		if !s.wanted {
+			continue
+		}
+		text, err := s.measure(ctx)
 		if err != nil {
 			return err
 		}
-		if err := b.write(*out, "first-start "+p.Name, table); err != nil {
+		if err := b.write(*out, s.name, text); err != nil {
 			return err
 		}
-	}
-	if *bulk {
-		text, err := b.bulk(ctx)
-		if err != nil {
-			return err
-		}
-		if err := b.write(*out, "bulk "+p.Name, text); err != nil {
-			return err
-		}
-	}
-	if *code {
-		text, err := b.goBenchmarks(ctx)
-		if err != nil {
-			return err
-		}
-		return b.write(*out, "go", text)
 	}
 	return nil
 }
@@ -107,30 +106,36 @@ func (b *bench) write(file, section, text string) error {
 	return replaceSection(file, section, text)
 }
 
-// firstStarts measures the images and returns the section.
-func (b *bench) firstStarts(ctx context.Context, names []string) (_ string, err error) {
-	if b.dir, err = os.MkdirTemp("", "airbench-"); err != nil {
-		return "", err
+// onShore returns measure with a registry and a binary to measure.
+func (b *bench) onShore(measure func(context.Context) (string, error)) func(context.Context) (string, error) {
+	return func(ctx context.Context) (_ string, err error) {
+		if b.dir, err = os.MkdirTemp("", "airbench-"); err != nil {
+			return "", err
+		}
+		defer func() { err = errors.Join(err, os.RemoveAll(b.dir)) }()
+		built, err := site.Build(ctx)
+		if err != nil {
+			return "", err
+		}
+		// What is measured must stay what it is while others build.
+		b.binary = filepath.Join(b.dir, "airstream")
+		if err := copyFile(b.binary, built); err != nil {
+			return "", err
+		}
+		cache, err := tools.CacheDir("registry")
+		if err != nil {
+			return "", err
+		}
+		if b.reg, err = registry.Start(ctx, registry.Options{Dir: cache}); err != nil {
+			return "", err
+		}
+		defer func() { err = errors.Join(err, b.reg.Close()) }()
+		return measure(ctx)
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(b.dir)) }()
-	built, err := site.Build(ctx)
-	if err != nil {
-		return "", err
-	}
-	// What is measured must stay what it is while others build.
-	b.binary = filepath.Join(b.dir, "airstream")
-	if err := copyFile(b.binary, built); err != nil {
-		return "", err
-	}
-	cache, err := tools.CacheDir("registry")
-	if err != nil {
-		return "", err
-	}
-	if b.reg, err = registry.Start(ctx, registry.Options{Dir: cache}); err != nil {
-		return "", err
-	}
-	defer func() { err = errors.Join(err, b.reg.Close()) }()
+}
 
+// firstStarts measures the images and returns the section.
+func (b *bench) firstStarts(ctx context.Context, names []string) (string, error) {
 	var rows []row
 	for _, name := range names {
 		r, err := b.image(ctx, name)

@@ -110,9 +110,9 @@ func (w *Watch) Crashed() {
 	w.crashes = append(w.crashes, time.Now())
 }
 
-// lost is how long before a crash bytes may arrive that it costs: the store's
+// Lost is how long before a crash bytes may arrive that it costs: the store's
 // delay, and as much for the flush itself on a busy machine.
-const lost = 2 * store.FlushDelay
+const Lost = 2 * store.FlushDelay
 
 // grace is how long a request that asks for what is there is looked at before
 // it counts. One that was given up while the link was dark, and that the
@@ -155,7 +155,7 @@ func (w *Watch) request(r *http.Request) (done func()) {
 	for _, m := range members {
 		at, is := l.served[m], l.tree.Member(m)
 		if slices.ContainsFunc(w.crashes, func(crash time.Time) bool {
-			return at.began.Before(crash) && at.ended.After(crash.Add(-lost))
+			return at.began.Before(crash) && at.ended.After(crash.Add(-Lost))
 		}) {
 			forgiven += is.End - is.Offset
 		}
