@@ -210,6 +210,7 @@ func TestStormOf401(t *testing.T) {
 	mu.Lock()
 	logins, dead = 0, false
 	mu.Unlock()
+	c.opts.Meter.MinStall = time.Minute // 50 handshakes at once are slow on a busy machine, not stalled
 	if errs := ask(); len(errs) != 0 || logins != 1 {
 		t.Errorf("%d logins, want 1; %v", logins, errs)
 	}
