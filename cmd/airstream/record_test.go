@@ -16,6 +16,7 @@ import (
 
 	"github.com/airstream-io/airstream/internal/trace"
 	"github.com/airstream-io/airstream/test/rig/images"
+	"github.com/airstream-io/airstream/test/rig/site"
 	"github.com/airstream-io/airstream/test/rig/tools"
 )
 
@@ -23,23 +24,42 @@ import (
 // nobody else uses.
 type recordRig struct {
 	t    *testing.T
+	exe  string
 	work string
 }
 
 func newRecordRig(t *testing.T) *recordRig {
 	t.Helper()
 	tools.Need(t, tools.Root, tools.FUSE, tools.Overlay, tools.NetNS, "runc")
-	return &recordRig{t, t.TempDir()}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &recordRig{t, exe, t.TempDir()}
+}
+
+// real makes it the binary that users get, and returns a real image. With the
+// race detector, which the test's own binary may have, to convert one takes
+// minutes.
+func (r *recordRig) real(image string) *images.Image {
+	r.t.Helper()
+	if needs := images.Needs(image); len(needs) > 0 {
+		tools.Need(r.t, needs...)
+	}
+	img, err := images.Build(r.t.Context(), image)
+	if err == nil {
+		r.exe, err = site.Build(r.t.Context())
+	}
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return img
 }
 
 // command makes the process of a conversion that records.
 func (r *recordRig) command(args ...string) *exec.Cmd {
 	r.t.Helper()
-	exe, err := os.Executable()
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	cmd := exec.CommandContext(r.t.Context(), exe)
+	cmd := exec.CommandContext(r.t.Context(), r.exe)
 	cmd.Args = append([]string{"airstream", "convert", "--no-progress", "--work-dir", r.work}, args...)
 	cmd.Env = append(os.Environ(), "XDG_CACHE_HOME="+r.work+"/cache")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL} // it ends with the test
@@ -262,13 +282,7 @@ func TestRecordThatIsStopped(t *testing.T) {
 // The container is alone, is who the image says, and changes nothing.
 func TestRecordedContainer(t *testing.T) {
 	r := newRecordRig(t)
-	if needs := images.Needs("redis"); len(needs) > 0 {
-		tools.Need(t, needs...)
-	}
-	img, err := images.Build(t.Context(), "redis")
-	if err != nil {
-		t.Fatal(err)
-	}
+	img := r.real("redis")
 	const script = `id -un; id -gn; pwd; echo "$PATH"; hostname; grep -c : /proc/net/dev; ls -d /proc/[0-9]* | wc -l; touch made && echo wrote; touch /usr/no || echo kept; ` +
 		`cat /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/pids.max 2>/dev/null; head -c 3 /dev/urandom | wc -c; mknod x b 8 0 || echo nodev; exit 7`
 	code, _, words := r.run("--record", "sh -c '"+strings.ReplaceAll(script, "'", `'\''`)+"'", "oci:"+img.OCIPath(), "oci:"+t.TempDir()+"/out")
@@ -294,13 +308,7 @@ func TestRecordedContainer(t *testing.T) {
 // A port is as good as a line.
 func TestRecordUntilAPortIsOpen(t *testing.T) {
 	r := newRecordRig(t)
-	if needs := images.Needs("redis"); len(needs) > 0 {
-		tools.Need(t, needs...)
-	}
-	img, err := images.Build(t.Context(), "redis")
-	if err != nil {
-		t.Fatal(err)
-	}
+	img := r.real("redis")
 	code, _, words := r.run("--record", "redis-server --port 7000", "--ready-tcp", "7000", "oci:"+img.OCIPath(), "oci:"+t.TempDir()+"/out")
 	if code != 0 || !strings.Contains(words, "port 7000 takes connections") {
 		t.Errorf("exit code %d: %s", code, words)
