@@ -175,11 +175,9 @@ func (f *Fetcher) used(l *layer, from, to uint32) {
 }
 
 func (f *Fetcher) usedFirst(l *layer, c uint32) {
+	f.diary.read(l.Slot, c)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if len(f.touches) < maxTouches {
-		f.touches = append(f.touches, touch{l.Slot, c})
-	}
 	m := memberSize(l.tree, l.tree.Chunk(c).Member)
 	for _, u := range f.unitsOf(l, c) {
 		u.used += m

@@ -75,6 +75,7 @@ type Fetcher struct {
 	counting   chan struct{}       // holds one token for each layer that is counted unasked at a time
 	demandRoom *semaphore.Weighted // for large chunks that arrive, in bytes
 	bulkRoom   *semaphore.Weighted // likewise, of those that nobody waits for
+	diary      Diary
 
 	mu         sync.Mutex
 	layers     map[uint32]*layer           // guarded by mu; by slot
@@ -82,7 +83,6 @@ type Fetcher struct {
 	queue      queue                       // guarded by mu
 	blobs      map[digest.Digest]*download // guarded by mu
 	landed     int64                       // guarded by mu; downloads of whole blobs that ended
-	touches    []touch                     // guarded by mu; first reads, in their order
 	counts     Counts                      // guarded by mu
 	epoch      uint64                      // guarded by mu; counts Recounts, from 1 on
 	incomplete []*layer                    // guarded by mu; those whose files are indexed

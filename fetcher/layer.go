@@ -267,6 +267,9 @@ func (f *Fetcher) loadTable(ctx context.Context, l *layer) {
 	defer f.mu.Unlock()
 	if l.bad = err; err == nil {
 		l.tree, l.census.tally = tree, all
+		if !l.gone {
+			f.diary.begin(l.Slot, tree)
+		}
 	} else {
 		l.retryAt = time.Now().Add(badTablePause)
 		if ctx.Err() == nil {
@@ -316,6 +319,7 @@ func (f *Fetcher) forget(slots []uint32) (ended []chan struct{}, err error) {
 		delete(f.layers, l.Slot)
 		f.unindex(l)
 		f.stash.forget(l)
+		f.diary.forget(l.Slot)
 		q.walks = slices.DeleteFunc(q.walks, func(w *walk) bool { return w.l == l })
 		q.hot = slices.DeleteFunc(q.hot, func(h hotRun) bool { return h.l == l })
 		q.ahead.recent = slices.DeleteFunc(q.ahead.recent, func(u *unit) bool { return u.l == l })

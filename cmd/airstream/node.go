@@ -151,7 +151,7 @@ func (n *node) open(ctx context.Context, cfg config.Node) error {
 // openTree mounts the FUSE tree and opens the snapshotter over it.
 func (n *node) openTree(ctx context.Context, cfg config.Node) (err error) {
 	tree := filepath.Join(cfg.Root, "tree")
-	if n.tree, err = layerfs.Mount(tree, treeLayers{n.fetcher}, layerfs.Options{Logger: n.log, Keeper: n.handover.store}); err != nil {
+	if n.tree, err = layerfs.Mount(tree, treeLayers{n.fetcher}, layerfs.Options{Logger: n.log, Keeper: n.handover.store, Observer: n.fetcher.Diary()}); err != nil {
 		return err
 	}
 	n.closers = append(n.closers, func() error { return n.handover.endTree(n.tree) })

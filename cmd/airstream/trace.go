@@ -19,8 +19,8 @@ func newTraceCommand(std streams) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "trace REF",
 		Short: "Print what an image's containers have read on this node",
-		Long: `Print what containers of an image have read on this node since its daemon
-started, in the order in which they first read it. Given to "airstream convert
+		Long: `Print what containers of an image have read and looked up on this node since
+its daemon started, in the order in which they first did so. Given to "airstream convert
 --trace", it makes the next node fetch that before anybody asks.
 
 Record it on a node that does not have the image yet: pull it, start the
@@ -51,7 +51,7 @@ own cache are not seen.`,
 }
 
 func writeTrace(t *trace.Trace, file string, std streams) error {
-	if len(t.Reads) == 0 {
+	if n, _ := t.Bytes(); n == 0 { // to mount an image is to look things up in it
 		return exitWith(exitFailure, fmt.Errorf("%s: nothing was read of it since the daemon started; start a container from it first", t.Image))
 	}
 	if file == "" {

@@ -66,7 +66,42 @@ func TestRecordingIsWhatANodeReads(t *testing.T) {
 			if only*20 > both {
 				t.Errorf("of what the node read, %d bytes were recorded and %d were not", both, only)
 			}
+			compareLookups(t, recorded, seen)
 		})
+	}
+}
+
+// compareLookups checks that a node says of look-ups and chunks what the recorder
+// says of them.
+func compareLookups(t *testing.T, recorded, seen *trace.Trace) {
+	t.Helper()
+	places := map[trace.Read]bool{} // what was done, without the chunk
+	chunks := map[trace.Read]trace.Hint{}
+	lookups := map[trace.Kind]int{}
+	for _, r := range recorded.Reads {
+		chunk := r.Chunk
+		r.Chunk = trace.Hint{}
+		places[r], chunks[r] = true, chunk
+		lookups[r.Kind]++
+	}
+	common, others := map[trace.Kind]int{}, map[trace.Kind]int{}
+	for _, r := range seen.Reads {
+		chunk := r.Chunk
+		r.Chunk = trace.Hint{}
+		if r.Kind == trace.Content && chunk == (trace.Hint{}) || places[r] && chunk != chunks[r] {
+			t.Errorf("the node read chunk %x, and %x was recorded: %+v", chunk, chunks[r], r)
+		}
+		if places[r] {
+			common[r.Kind]++
+		} else {
+			others[r.Kind]++
+		}
+	}
+	t.Logf("look-ups: %v were recorded; the node made %v of them, and %v others", lookups, common, others)
+	for _, k := range []trace.Kind{trace.Found, trace.Absent} {
+		if all := lookups[k] + others[k]; lookups[k] == 0 || common[k]*10 < all*9 {
+			t.Errorf("look-ups that are %s: %d were recorded, the node made %d of them and %d others", k, lookups[k], common[k], others[k])
+		}
 	}
 }
 
