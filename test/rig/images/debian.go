@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -16,6 +17,9 @@ import (
 // afterwards.
 func (b *Builder) buildUpper(ctx context.Context, r *recipe, i int, dir string) error {
 	s := &r.steps[i]
+	if s.program != "" {
+		return installProgram(ctx, dir, s.program)
+	}
 	d, err := b.debian(ctx)
 	if err != nil {
 		return err
@@ -28,7 +32,7 @@ func (b *Builder) buildUpper(ctx context.Context, r *recipe, i int, dir string) 
 		st.lowers = append(st.lowers, filepath.Join(b.Dir, "steps", r.stepDir(below), "upper"))
 	}
 	if len(s.packages) > 0 {
-		if err := d.install(ctx, st, s.packages); err != nil {
+		if err := d.install(ctx, st, s.packages, s.released); err != nil {
 			return err
 		}
 	}
@@ -116,6 +120,12 @@ func (d *debian) readSources(ctx context.Context) error {
 	return nil
 }
 
+// Lists of sources: all of them, and the suite alone.
+const (
+	sourcesList  = "sources.list"
+	releasedList = "released.list"
+)
+
 // configure writes apt's configuration for the builds: the machine's settings
 // of transport, and nothing else of it, as hooks of the machine must not run
 // for us.
@@ -146,8 +156,12 @@ APT::Install-Recommends "false";
 	if err := os.WriteFile(filepath.Join(d.dir, "apt.conf"), conf.Bytes(), 0o644); err != nil {
 		return err
 	}
-	list := strings.Join(d.sources, "\n") + "\n"
-	return os.WriteFile(filepath.Join(d.dir, "sources.list"), []byte(list), 0o644)
+	for name, lines := range map[string][]string{sourcesList: d.sources, releasedList: d.sources[:1]} {
+		if err := os.WriteFile(filepath.Join(d.dir, name), []byte(strings.Join(lines, "\n")+"\n"), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // baseScript makes the base as slim as base images are: no documentation but
@@ -200,15 +214,22 @@ func (d *debian) bootstrap(ctx context.Context, dir string) error {
 
 // install downloads packages with the machine's apt, and installs them with the
 // image's own.
-func (d *debian) install(ctx context.Context, st *stage, packages []string) error {
+// Those that were released come without what was published since.
+func (d *debian) install(ctx context.Context, st *stage, packages []string, released bool) error {
+	list := sourcesList
+	if released {
+		list = releasedList
+	}
 	status, err := dpkgStatus(st)
 	if err != nil {
 		return err
 	}
-	download := append([]string{"-o", "Dir::State::status=" + status, "install", "-y", "--download-only"}, packages...)
+	from := []string{"-o", "Dir::State::status=" + status, "-o", "Dir::Etc::sourcelist=" + filepath.Join(d.dir, list)}
+	download := slices.Concat(from, []string{"install", "-y", "--download-only"}, packages)
 	// Packages that the lists name may be gone from the mirror: fetch the lists
 	// again, but only then.
 	if err := d.apt(ctx, download); err != nil {
+		// All of them, whichever are used: apt deletes the others' lists.
 		if err := d.apt(ctx, []string{"-o", "Dir::State::status=" + status, "update"}); err != nil {
 			return err
 		}
@@ -225,7 +246,7 @@ func (d *debian) install(ctx context.Context, st *stage, packages []string) erro
 		rm -rf /var/cache/ldconfig/* /var/lib/dpkg/*-old /var/cache/debconf/*-old /var/lib/systemd
 		`, strings.Join(packages, " "))
 	return st.chroot(ctx, script, map[string]string{
-		"sources.list": filepath.Join(d.dir, "sources.list"),
+		"sources.list": filepath.Join(d.dir, list),
 		"lists":        filepath.Join(d.dir, "lists"),
 		"archives":     filepath.Join(d.dir, "archives"),
 	})
@@ -236,7 +257,7 @@ func (d *debian) apt(ctx context.Context, args []string) error {
 	cmd := exec.CommandContext(ctx, "apt-get", append([]string{"-q"}, args...)...)
 	cmd.Env = append(os.Environ(), "APT_CONFIG="+filepath.Join(d.dir, "apt.conf"), "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive")
 	if err := contain(ctx, cmd, 0); err != nil {
-		return fmt.Errorf("apt-get %s: %w", args[2], err)
+		return fmt.Errorf("apt-get %s: %w", strings.Join(args, " "), err)
 	}
 	return nil
 }

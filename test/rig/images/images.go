@@ -99,7 +99,8 @@ func open(dir string) (v1.Image, error) {
 	return img, nil
 }
 
-// Names returns the images that can be built, real ones first.
+// Names returns the images that tests need, real ones first. Others can be built
+// by name; see Workloads.
 func Names() []string {
 	var names []string
 	for _, r := range recipes {
@@ -227,9 +228,9 @@ func load(dir string) (*Image, error) {
 }
 
 func find(name string) (*recipe, error) {
-	for i := range recipes {
-		if recipes[i].name == name {
-			return &recipes[i], nil
+	for _, list := range [][]recipe{recipes, workloadRecipes} {
+		if i := slices.IndexFunc(list, func(r recipe) bool { return r.name == name }); i >= 0 {
+			return &list[i], nil
 		}
 	}
 	return nil, fmt.Errorf("images: %w: %q (known: %s)", ErrUnknown, name, strings.Join(Names(), ", "))

@@ -32,14 +32,16 @@ type recipe struct {
 }
 
 // step makes one layer. Its parts run in the order of the fields; exactly one
-// of base, entries or the rest is set.
+// of base, entries, program or the rest is set.
 type step struct {
 	name string
 
 	base    bool                  // debootstrap
 	entries func(w *oddTar) error // writes the layer's tar itself
+	program string                // a Go program, as "go install" takes it, of a module's root; into /usr/bin
 
 	packages []string // Debian packages, without recommended ones
+	released bool     // as they were in the last release of the suite, without updates since
 	npm      string   // folder in apps with package.json and its lock; installed into /srv/app
 	files    string   // folder in apps; copied over /
 	script   string   // sh -e, in a chroot, without network
@@ -187,7 +189,13 @@ func (r *recipe) stepKey(i int) string {
 		parent = r.stepKey(i - 1)
 	}
 	inputs := []any{recipeVersion, suite, runtime.GOARCH, parent, s.name, s.base, s.packages, s.npm, s.files, s.script}
+	// Later kinds of steps must not change the keys of those before.
+	if s.released {
+		inputs = append(inputs, "released")
+	}
 	switch {
+	case s.program != "":
+		inputs = append(inputs, s.program, runtime.Version())
 	case s.base:
 		inputs = append(inputs, baseScript)
 	case s.entries != nil:
@@ -240,6 +248,8 @@ func (s *step) describe() string {
 	switch {
 	case s.base:
 		return "debootstrap " + suite
+	case s.program != "":
+		return "go install " + s.program
 	case len(s.packages) > 0:
 		return "apt-get install " + strings.Join(s.packages, " ")
 	case s.npm != "":
