@@ -23,6 +23,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/airstream-io/airstream/test/report"
 	"github.com/airstream-io/airstream/test/rig/images"
 	"github.com/airstream-io/airstream/test/rig/link"
 	"github.com/airstream-io/airstream/test/rig/registry"
@@ -103,7 +104,7 @@ func (b *bench) write(file, section, text string) error {
 	if _, err := io.WriteString(b.words, "\n"+text); err != nil {
 		return err
 	}
-	return replaceSection(file, section, text)
+	return report.Section(file, section, text)
 }
 
 // onShore returns measure with a registry and a binary to measure.

@@ -1,16 +1,11 @@
 package main
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"runtime"
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/airstream-io/airstream/test/report"
 	"github.com/airstream-io/airstream/test/rig/site"
 )
 
@@ -57,44 +52,9 @@ func faster(slow, quick site.Launch) float64 { return slow.Ready.Seconds() / qui
 
 // conditions says on what and when.
 func (b *bench) conditions() string {
-	var u unix.Utsname
-	kernel := "unknown"
-	if err := unix.Uname(&u); err == nil {
-		kernel, _, _ = strings.Cut(unix.ByteSliceToString(u.Release[:]), "-")
-	}
 	runs := "One run"
 	if b.runs > 1 {
 		runs = fmt.Sprintf("Median of %d runs", b.runs)
 	}
-	return fmt.Sprintf("%s, %s, Linux %s, %d cores, %s.",
-		runs, time.Now().UTC().Format("2006-01-02"), kernel, runtime.NumCPU(), runtime.Version())
-}
-
-const header = `# Benchmarks
-
-Written by commands, never by hand: ` + "`make bench`" + `. Each section says what it was
-measured with.
-`
-
-// replaceSection puts text between the markers of a section, making file and
-// markers if they are missing.
-func replaceSection(file, section, text string) error {
-	begin, end := "<!-- begin "+section+" -->\n", "<!-- end "+section+" -->\n"
-	old, err := os.ReadFile(file)
-	if errors.Is(err, fs.ErrNotExist) {
-		old, err = []byte(header), nil
-	}
-	if err != nil {
-		return err
-	}
-	before, rest, ok := strings.Cut(string(old), begin)
-	after := ""
-	if ok {
-		if _, after, ok = strings.Cut(rest, end); !ok {
-			return fmt.Errorf("%s: section %q has no end", file, section)
-		}
-	} else {
-		before += "\n"
-	}
-	return os.WriteFile(file, []byte(before+begin+text+end+after), 0o644)
+	return fmt.Sprintf("%s, %s, %s.", runs, time.Now().UTC().Format("2006-01-02"), report.Machine())
 }
