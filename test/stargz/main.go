@@ -40,16 +40,25 @@ func main() {
 	}
 }
 
+// patience is the limit of everything that has one, in seconds: of a request
+// (by default 30), of a prefetch (10), of a read (300). With the defaults it
+// gives up on links that Airstream is made for, and there would be nothing to
+// compare.
+const patience = 3600
+
 func run(ctx context.Context, args []string) (err error) {
 	if len(args) < 3 {
 		return errors.New("usage: stargz SOCKET ROOT HOST…")
 	}
 	socket, root, hosts := args[0], args[1], map[string]resolver.HostConfig{}
 	for _, host := range args[2:] {
-		hosts[host] = resolver.HostConfig{Mirrors: []resolver.MirrorConfig{{Host: host, Insecure: true}}}
+		hosts[host] = resolver.HostConfig{Mirrors: []resolver.MirrorConfig{{Host: host, Insecure: true, RequestTimeoutSec: patience}}}
 	}
 	snapshotter, err := service.NewStargzSnapshotterService(ctx, root, &service.Config{
-		Config:         config.Config{NoBackgroundFetch: true, NoPrometheus: true},
+		Config: config.Config{
+			NoBackgroundFetch: true, NoPrometheus: true, PrefetchTimeoutSec: patience,
+			BlobConfig: config.BlobConfig{FetchTimeoutSec: patience},
+		},
 		ResolverConfig: service.ResolverConfig{Host: hosts},
 	})
 	if err != nil {

@@ -32,6 +32,12 @@ type Launch struct {
 // FullPull pulls an image past Airstream, as a node does today, unpacks it with
 // overlayfs and starts it. A limit above 0 stops the pull after that time.
 func (s *Site) FullPull(ctx context.Context, tag string, img *images.Image, limit time.Duration) (Launch, error) {
+	return s.FullUpdate(ctx, tag, img, img.Compressed, limit)
+}
+
+// FullUpdate is FullPull of an image of which the node has some layers: those
+// that it lacks have so many bytes.
+func (s *Site) FullUpdate(ctx context.Context, tag string, img *images.Image, lacking int64, limit time.Duration) (Launch, error) {
 	if err := s.PastMirror(); err != nil {
 		return Launch{}, err
 	}
@@ -47,7 +53,7 @@ func (s *Site) FullPull(ctx context.Context, tag string, img *images.Image, limi
 	}
 	err = s.Node.PullTransfer(pull, s.Ref(tag), node.Overlayfs)
 	if err != nil && pull.Err() != nil && ctx.Err() == nil {
-		return m.computed(ctx, img.Compressed)
+		return m.computed(ctx, lacking)
 	}
 	if err != nil {
 		return Launch{}, err
@@ -88,6 +94,22 @@ func (s *Site) LazyStart(ctx context.Context, tag string, img *images.Image) (La
 	count, err := watch.Count(lazy)
 	start.Twice = count.Again
 	return start, err
+}
+
+// OtherStart pulls an image through the snapshotter that StartOther has started,
+// past the mirror, and starts it.
+func (s *Site) OtherStart(ctx context.Context, tag string, img *images.Image) (Launch, error) {
+	if err := s.PastMirror(); err != nil {
+		return Launch{}, err
+	}
+	m, err := s.begin(ctx)
+	if err != nil {
+		return Launch{}, err
+	}
+	if err := s.Node.PullTransfer(ctx, s.Ref(tag), node.Airstream); err != nil {
+		return Launch{}, err
+	}
+	return m.ready(ctx, node.Run{Ref: s.Ref(tag), Snapshotter: node.Airstream, Ready: img.Ready()})
 }
 
 // measure is a start under way.

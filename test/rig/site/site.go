@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 
 	"github.com/airstream-io/airstream/test/rig/link"
+	"github.com/airstream-io/airstream/test/rig/netns"
 	"github.com/airstream-io/airstream/test/rig/node"
 	"github.com/airstream-io/airstream/test/rig/registry"
 	"github.com/airstream-io/airstream/test/rig/tools"
@@ -68,6 +69,7 @@ type Site struct {
 	dir    string
 	own    bool // the registry is this site's
 	daemon daemon
+	other  *netns.Process // what StartOther has started
 	closed bool
 }
 
@@ -199,7 +201,7 @@ func (s *Site) Close(ctx context.Context) error {
 	if s.Node != nil {
 		errs = append(errs, s.Node.Stop(ctx))
 	}
-	errs = append(errs, s.StopDaemon(ctx))
+	errs = append(errs, s.StopDaemon(ctx), s.stopOther(ctx))
 	for _, c := range []io.Closer{closer(s.Front != nil, s.Front), frontsCloser(s.Fronts), closer(s.own, s.Registry), closer(s.Link != nil, s.Link)} {
 		if c != nil {
 			errs = append(errs, c.Close())
