@@ -21,7 +21,7 @@ SYSTEM_RACE := ./snapshotter/...
 SYSTEM_REST := ./test/rig/... ./test/flow ./test/e2e/... ./test/cmd/airlink
 unit_packages = go list ./... | grep -v -x -F -f <(go list $(SYSTEM))
 
-.PHONY: build lint test test-unit test-system bench demo fuzz soak clean tools gcc
+.PHONY: build lint test test-unit test-system bench bench-start demo fuzz soak clean tools gcc
 
 build: ## the static binaries, into bin/
 	go build -trimpath -o bin/ ./cmd/airstream ./test/cmd/airlink
@@ -70,6 +70,9 @@ test-system: gcc ## tests that need root, FUSE, network namespaces
 
 bench: tools ## first starts side by side, into docs/benchmarks.md; and Go benchmarks
 	go run ./test/cmd/bench -dark -bulk -go
+
+bench-start: tools ## starts and updates side by side, into docs/benchmarks.md: days, but it goes on where it was; ARGS="-links leo -runs 1" chooses
+	go run ./test/cmd/benchstart $(ARGS)
 
 demo: ## the main job, as a timeline to read
 	@go run ./test/cmd/demo
