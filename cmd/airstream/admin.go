@@ -61,7 +61,7 @@ type nodeStatus struct {
 type linkStatus struct {
 	Phase      string           `json:"phase"` // up, slow, dark
 	Since      time.Time        `json:"since"`
-	Rate       float64          `json:"rate"` // bytes/s, as it arrives
+	Rate       float64          `json:"rate"` // bytes/s, as it arrives; 0, as in the next three: not known yet
 	Peak       float64          `json:"peak"` // bytes/s that the link could bring
 	RTT        float64          `json:"rtt"`  // s
 	MinRTT     float64          `json:"minRTT"`

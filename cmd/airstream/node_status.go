@@ -72,8 +72,17 @@ func (n *node) health(ctx context.Context) health {
 func (n *node) linkStatus() linkStatus {
 	s, p := n.meter.State(), n.meter.Policy()
 	l := linkStatus{
-		Phase: string(s.Phase), Since: s.Since, Rate: s.Rate, Peak: s.Peak, RTT: s.RTT.Seconds(), MinRTT: s.MinRTT.Seconds(), Loss: s.Loss,
+		Phase: string(s.Phase), Since: s.Since, Loss: s.Loss,
 		Bytes: s.Bytes, ByClass: byClass(s.ByClass), Today: byClass(s.Today), Daily: p.DailyBytes, BudgetLeft: max(-1, s.BudgetLeft), Limit: float64(p.Rate),
+	}
+	if s.Known.Rate {
+		l.Rate, l.Peak = s.Rate, s.Peak
+	}
+	if s.Known.Min {
+		l.RTT, l.MinRTT = s.MinRTT.Seconds(), s.MinRTT.Seconds()
+	}
+	if s.Known.RTT {
+		l.RTT = s.RTT.Seconds()
 	}
 	if !s.NextWindow.IsZero() {
 		l.NextWindow = &s.NextWindow

@@ -179,8 +179,11 @@ func (p *pace) rate(now time.Time, done int64, guess float64) float64 {
 	if took < 0.2 {
 		return p.value
 	}
-	sample := float64(done-p.done) / took
-	p.value += min(1, paceWeight*took) * (max(0, sample) - p.value)
+	sample := max(0, float64(done-p.done)/took)
+	if p.value == 0 { // there was no guess
+		p.value = sample
+	}
+	p.value += min(1, paceWeight*took) * (sample - p.value)
 	p.at, p.done = now, done
 	return p.value
 }

@@ -122,6 +122,17 @@ func TestProgressWithoutATerminalIsALineAnInterval(t *testing.T) {
 	})
 }
 
+func TestPaceWithoutAGuessIsWhatArrives(t *testing.T) {
+	var p pace
+	now := time.Now()
+	for i := range 3 {
+		p.rate(now.Add(time.Duration(i)*time.Second), int64(i)*5000, 0)
+	}
+	if got := p.rate(now.Add(3*time.Second), 15_000, 0); got < 4900 || got > 5100 {
+		t.Errorf("5000 bytes/s from the beginning: %v", got)
+	}
+}
+
 func TestPaceFollowsWhatArrives(t *testing.T) {
 	var p pace
 	now := time.Now()

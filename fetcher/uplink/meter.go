@@ -40,6 +40,7 @@ type State struct {
 	Rate   float64       // bytes/s that arrive while something streams
 	Peak   float64       // bytes/s that the link brings when nothing here holds it back, as far as was seen lately
 	Loss   float64       // share of data packets that came late because others were lost, lately
+	Known  Known         // of these, what was measured
 
 	Bytes   int64             // bytes of bodies that arrived since the start
 	ByClass [NumClasses]int64 // of these, by class
@@ -47,6 +48,14 @@ type State struct {
 
 	BudgetLeft int64     // bytes of the day that are left; < 0: no budget
 	NextWindow time.Time // when the next contact window opens; zero: it is open, or there is none
+}
+
+// Known tells which values of a State were measured. The others are what is
+// reckoned with meanwhile: a guess that nobody should be told as a fact.
+type Known struct {
+	Rate bool // and Peak
+	RTT  bool
+	Min  bool // MinRTT
 }
 
 // Meter is safe for concurrent use. Use NewMeter.
@@ -88,6 +97,8 @@ func (m *Meter) State() State {
 	defer m.mu.Unlock()
 	s := m.state
 	s.MinRTT, s.Peak = m.minRTT(), m.peak()
+	_, packets := m.shortDelay()
+	s.Known = Known{Rate: m.est.rated, RTT: m.est.measured > 0, Min: packets || m.est.measured > 0}
 	m.rules.describe(m.now(), &s)
 	return s
 }

@@ -25,6 +25,28 @@ func TestRateIsMeasuredWhileSomethingStreams(t *testing.T) {
 	})
 }
 
+func TestGuessesAreNotKnown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMeter(&bytes.Buffer{})
+		if s := m.State(); s.Known != (Known{}) || s.Rate == 0 || s.RTT == 0 {
+			t.Errorf("nothing was measured yet: %+v", s)
+		}
+		m.FirstByte(50 * time.Millisecond)
+		if s := m.State(); s.Known != (Known{RTT: true, Min: true}) {
+			t.Errorf("after an answer: %+v", s.Known)
+		}
+		st := m.Stream(Demand, nil)
+		for range 20 {
+			time.Sleep(100 * time.Millisecond)
+			st.Arrived(2500)
+		}
+		st.End()
+		if s := m.State(); !s.Known.Rate {
+			t.Errorf("after two seconds of bytes: %+v", s.Known)
+		}
+	})
+}
+
 func TestTwoStreamsShareOneClock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMeter(&bytes.Buffer{})
