@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/airstream-io/airstream/internal/catalog"
+	"github.com/airstream-io/airstream/internal/chunk"
 )
 
 // walk goes through a layer and fetches what is missing of it.
@@ -312,6 +313,9 @@ func (f *Fetcher) settle(t *transfer, left bool, err error) {
 		// Background: when there is room again.
 	default:
 		if err := f.hopeless(&w.l.from, f.opts.Patience); err != nil {
+			if errors.Is(err, chunk.ErrMismatch) {
+				err = fmt.Errorf("%w: %w", err, ErrWrongContent)
+			}
 			f.finish(w, err)
 		}
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -59,6 +60,7 @@ func TestNodeScripts(t *testing.T) {
 type shore struct {
 	http.Handler
 	dark  atomic.Bool
+	wrong atomic.Value // string: a part of the paths whose answers are spoiled; "": none
 	bytes atomic.Int64 // of answers
 
 	mu    sync.Mutex
@@ -79,15 +81,23 @@ func (s *shore) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			panic(http.ErrAbortHandler)
 		}
 	}
-	s.Handler.ServeHTTP(&countingWriter{w, &s.bytes}, r)
+	wrong, _ := s.wrong.Load().(string)
+	s.Handler.ServeHTTP(&countingWriter{w, &s.bytes, wrong != "" && strings.Contains(r.URL.Path, wrong)}, r)
 }
 
 type countingWriter struct {
 	http.ResponseWriter
-	n *atomic.Int64
+	n     *atomic.Int64
+	spoil bool // every byte
 }
 
 func (w *countingWriter) Write(b []byte) (int, error) {
+	if w.spoil {
+		b = bytes.Clone(b)
+		for i := range b {
+			b[i] ^= 1
+		}
+	}
 	n, err := w.ResponseWriter.Write(b)
 	w.n.Add(int64(n))
 	return n, err
@@ -105,8 +115,8 @@ func scriptShore(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Defer(func() { srv.CloseClientConnections(); srv.Close() })
 }
 
-// link dark|up|stalled|spent N: cuts the shore off, or brings it back, or lets
-// layers hang; spent checks that at most N bytes crossed since the last check.
+// link dark|up|stalled|wrong PATH|spent N: cuts the shore off, or brings it back,
+// or lets layers hang, or spoils the answers to paths that have PATH in them; spent checks that at most N bytes crossed since the last check.
 func scriptLink(ts *testscript.TestScript, _ bool, args []string) {
 	v, ok := testRegistries.Load("shore " + ts.Getenv("WORK"))
 	s, isShore := v.(*shore)
@@ -123,6 +133,10 @@ func scriptLink(ts *testscript.TestScript, _ bool, args []string) {
 		}
 	default:
 		s.dark.Store(args[0] == "dark")
+		s.wrong.Store("")
+		if args[0] == "wrong" {
+			s.wrong.Store(args[1])
+		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if s.stall != nil {
