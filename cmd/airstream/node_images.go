@@ -162,6 +162,25 @@ func (n *node) means(img *catalog.Image, ref string) bool {
 	return err == nil && slices.ContainsFunc(img.Names, func(s string) bool { return same(s, want) && n.current(s, img) })
 }
 
+// checkRef returns an error unless ref is a reference, or a manifest's digest.
+func checkRef(ref string) error {
+	if digest.Digest(ref).Validate() == nil {
+		return nil
+	}
+	_, _, err := parseRef(ref)
+	return err
+}
+
+// checkRefs does that for each.
+func checkRefs(refs []string) error {
+	for _, ref := range refs {
+		if err := checkRef(ref); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // findEvery returns all images that have a reference as a name, also those that
 // it meant before. If there is none, it is an error.
 func (n *node) findEvery(ref string) ([]catalog.Image, error) {
@@ -169,9 +188,12 @@ func (n *node) findEvery(ref string) ([]catalog.Image, error) {
 		img, err := n.catalog.Image(d)
 		return []catalog.Image{img}, err
 	}
+	if err := checkRef(ref); err != nil {
+		return nil, err
+	}
 	want, err := name.ParseReference(ref)
 	if err != nil {
-		return nil, exitWith(exitUsage, fmt.Errorf("%s: not an image reference: %w", ref, err))
+		return nil, err
 	}
 	images, err := n.catalog.Images()
 	if err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -115,7 +116,8 @@ func (p *prefetch) held(now time.Time, darkSince *time.Time) error {
 	return err
 }
 
-// run does all of it. The error is the first image's that failed.
+// run does all of it. The error says why each image failed that did; its exit
+// code is the first one's.
 func (p *prefetch) run(ctx context.Context) error {
 	var g errgroup.Group // one image's failure does not end the others
 	g.SetLimit(maxResolve)
@@ -128,7 +130,7 @@ func (p *prefetch) run(ctx context.Context) error {
 	_ = g.Wait() // the jobs have the errors
 	p.wire.Store(p.leftOfAll())
 	for _, j := range p.jobs {
-		if j.failed() != nil {
+		if j.failed() {
 			continue
 		}
 		if p.order.DryRun {
@@ -138,12 +140,33 @@ func (p *prefetch) run(ctx context.Context) error {
 		j.set(stateFetching)
 		j.end(p.complete(ctx, j))
 	}
+	return p.failure()
+}
+
+// failure says why images failed, once for all that did for the same reason; nil
+// if none did.
+func (p *prefetch) failure() error {
+	var whys []string
+	refs := map[string][]string{}
+	code := exitOK
 	for _, j := range p.jobs {
-		if err := j.failed(); err != nil {
-			return err
+		j.mu.Lock()
+		ref, why := j.image.Ref, j.image.Error
+		code = cmp.Or(code, j.image.Code)
+		j.mu.Unlock()
+		if why == "" {
+			continue
 		}
+		if len(refs[why]) == 0 {
+			whys = append(whys, why)
+		}
+		refs[why] = append(refs[why], ref)
 	}
-	return nil
+	var errs []error
+	for _, why := range whys {
+		errs = append(errs, fmt.Errorf("%s: %s", strings.Join(refs[why], ", "), why))
+	}
+	return exitWith(code, errors.Join(errs...))
 }
 
 // leftOfAll returns that of all images, where layers that they share count once.
@@ -151,7 +174,7 @@ func (p *prefetch) leftOfAll() int64 {
 	var slots []uint32
 	var sum int64
 	for _, j := range p.jobs {
-		if j.failed() != nil {
+		if j.failed() {
 			continue
 		}
 		slots = append(slots, slotsOf(&j.found.Image)...)

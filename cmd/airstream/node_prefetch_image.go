@@ -49,13 +49,10 @@ func (j *prefetchJob) end(err error) {
 	j.image.State, j.image.Error, j.image.Code = stateFailed, err.Error(), codeOf(err)
 }
 
-func (j *prefetchJob) failed() error {
+func (j *prefetchJob) failed() bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.image.Code == exitOK {
-		return nil
-	}
-	return exitWith(j.image.Code, fmt.Errorf("%s: %s", j.image.Ref, j.image.Error))
+	return j.image.Code != exitOK
 }
 
 // meet learns what an image is made of: its manifest, config and tables of
@@ -286,7 +283,7 @@ func interrupted(ctx context.Context, err error) error {
 func parseRef(s string) (src catalog.Source, ref string, err error) {
 	r, err := name.ParseReference(s)
 	if err != nil {
-		return src, "", exitWith(exitUsage, fmt.Errorf("not an image reference: %w", err))
+		return src, "", exitWith(exitUsage, fmt.Errorf("%q: not an image reference such as registry.example/app:1.0", s))
 	}
 	src = catalog.Source{Host: r.Context().RegistryStr(), Repo: r.Context().RepositoryStr()}
 	if src.Host == name.DefaultRegistry {

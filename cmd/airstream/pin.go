@@ -30,6 +30,9 @@ func pinCommand(std streams, cmd *cobra.Command, path, done string) *cobra.Comma
 	v := newVerb(std, cmd, tableJSONYAML...)
 	cmd.ValidArgsFunction = v.completeRefs
 	cmd.RunE = func(cmd *cobra.Command, refs []string) error {
+		if err := checkRefs(refs); err != nil {
+			return err
+		}
 		var names []string
 		if err := v.ask(cmd.Context(), "POST", path, refsOrder{Refs: refs}, &names); err != nil {
 			return runtimeError(err)
@@ -61,6 +64,9 @@ images that containerd lists are its own: crictl rmi, ctr image rm.`,
 	cmd.ValidArgsFunction = v.completeRefs
 	cmd.Flags().BoolVar(&force, "force", false, "also what is pinned or runs")
 	cmd.RunE = func(cmd *cobra.Command, refs []string) error {
+		if err := checkRefs(refs); err != nil {
+			return err
+		}
 		var done removed
 		if err := v.ask(cmd.Context(), "POST", "/v1/remove", removeOrder{Refs: refs, Force: force}, &done); err != nil {
 			return runtimeError(err)

@@ -82,6 +82,11 @@ func runPrefetch(ctx context.Context, v *verb, f prefetchFlags, refs []string) e
 	if len(refs) == 0 {
 		return exitWith(exitUsage, errors.New("name images, or a file of them with -f"))
 	}
+	for _, ref := range refs {
+		if _, _, err := parseRef(ref); err != nil {
+			return err
+		}
+	}
 	f.order.Refs = refs
 	last, err := followPrefetch(ctx, v, f)
 	if last != nil {
@@ -107,6 +112,9 @@ func readRefs(file string, in io.Reader) (refs []string, err error) {
 		switch fields := strings.Fields(text); len(fields) {
 		case 0:
 		case 1:
+			if _, _, err := parseRef(fields[0]); err != nil {
+				return nil, fmt.Errorf("%s: line %d: %w", file, n, err)
+			}
 			refs = append(refs, fields[0])
 		default:
 			return nil, fmt.Errorf("%s: line %d: %q is more than one reference", file, n, strings.TrimSpace(text))
