@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"syscall"
 )
 
 // maxAnswer bounds what is read of an answer in one piece, in bytes.
@@ -58,7 +59,11 @@ func (c *adminClient) do(ctx context.Context, method, path string, in any, read 
 	case ctx.Err() != nil:
 		return exitWith(exitIncomplete, fmt.Errorf("interrupted: %w", ctx.Err()))
 	case err != nil:
-		return exitWith(exitFailure, fmt.Errorf("%w on %s; is it running, and is this root? %w", errNoNode, c.socket, err))
+		why := err
+		if errno, ok := errors.AsType[syscall.Errno](err); ok {
+			why = errno // around it stand an address that nobody has, and the socket's once more
+		}
+		return exitWith(exitFailure, fmt.Errorf("%w on %s: %w; is it running, and is this root?", errNoNode, c.socket, why))
 	}
 	defer func() { err = errors.Join(err, resp.Body.Close()) }()
 	if resp.StatusCode >= http.StatusBadRequest {
