@@ -3,6 +3,7 @@ package fetcher
 import (
 	"cmp"
 	"encoding/binary"
+	"log/slog"
 	"slices"
 	"sort"
 	"sync"
@@ -191,8 +192,15 @@ func (f *Fetcher) countFrom(l *layer, epoch uint64) bool {
 	for _, entry := range x.entries {
 		first, end := t.Chunks(entry)
 		id := t.ObjectID(entry)
-		missing, some := f.store.HasObject(id, end-first)
-		for c := first; c < end && some; c++ {
+		missing, doubt := f.store.HasObject(id, end-first)
+		if doubt {
+			// What is not known to be here would cross again.
+			if err := f.store.Settle(f.run, t, entry); err != nil && f.run.Err() == nil {
+				f.log.Warn("a file is not looked through; what may be in it is fetched again", slog.String("layer", l.Blob.String()), slog.Any("error", err))
+			}
+			missing, _ = f.store.HasObject(id, end-first)
+		}
+		for c := first; c < end && missing < end-first; c++ {
 			if missing == 0 || f.store.HasChunk(id, end-first, c-first) {
 				here = append(here, c)
 			}

@@ -132,16 +132,15 @@ func set(m []uint64, i uint32)      { m[i/64] |= 1 << (i % 64) }
 func unset(m []uint64, i uint32)    { m[i/64] &^= 1 << (i % 64) }
 
 // HasObject tells how many chunks of an object are missing without opening
-// it; ok is false if nothing of it is stored.
-func (s *Store) HasObject(id toc.ObjectID, chunks uint32) (missing uint32, ok bool) {
+// it. doubt says that fewer may be: see Settle.
+func (s *Store) HasObject(id toc.ObjectID, chunks uint32) (missing uint32, doubt bool) {
 	if o := s.opened(id, chunks); o != nil {
 		o.mu.Lock()
-		missing = o.there.missing
-		o.mu.Unlock()
-		return missing, missing < chunks
+		defer o.mu.Unlock()
+		return o.there.missing, o.there.doubt
 	}
-	s.look(id, func(v []byte) { missing = missingIn(v, chunks) })
-	return missing, missing < chunks
+	s.look(id, func(v []byte) { missing, doubt = missingIn(v, chunks), len(v) > 0 && v[0] == stateDoubt })
+	return missing, doubt && missing > 0
 }
 
 // HasChunk tells whether chunk i of an object is there, without opening it.

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
@@ -9,7 +10,10 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/airstream-io/airstream/internal/database"
+	"github.com/airstream-io/airstream/internal/toc"
 )
 
 // doubtful returns the record of an object whose own is lost. A file without
@@ -20,6 +24,44 @@ func doubtful(info fs.FileInfo) []byte {
 		return []byte{stateComplete}
 	}
 	return []byte{stateDoubt}
+}
+
+// Settle ends the doubt about the object of the file at entry of a tree, if there
+// is any: chunks that its map doesn't have are looked for in the parts of its
+// file that are no holes. It reads from the disk what may be there. The error is
+// ctx's or the disk's.
+func (s *Store) Settle(ctx context.Context, tree *toc.Tree, entry uint32) error {
+	first, end := tree.Chunks(entry)
+	o, err := s.Object(tree.ObjectID(entry), tree.Attr(entry).Size, end-first)
+	if err != nil {
+		return err
+	}
+	for i := range end - first {
+		o.mu.Lock()
+		look := o.there.doubt && !o.there.has(i)
+		o.mu.Unlock()
+		c := tree.Chunk(first + i)
+		if !look || o.isHole(c) {
+			continue
+		}
+		if err = ctx.Err(); err != nil {
+			break
+		}
+		if err = o.hash(i, c); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		err = nil
+	}
+	if err == nil {
+		o.believe()
+	}
+	return errors.Join(err, o.Close())
+}
+
+// isHole tells whether nothing was ever written where a chunk would be.
+func (o *object) isHole(c toc.Chunk) bool {
+	data, err := unix.Seek(int(o.file.Fd()), c.Offset, unix.SEEK_DATA)
+	return errors.Is(err, unix.ENXIO) || err == nil && data >= c.Offset+int64(c.Size)
 }
 
 // rebuild adds to a new database what the files tell of what the damaged one
