@@ -161,8 +161,14 @@ func scriptTag(ts *testscript.TestScript, _ bool, args []string) {
 }
 
 // node REG [FILE] starts a node for the registry REG, with what FILE adds to its
-// configuration. Started again, it is restarted.
+// configuration. Started again, it is restarted. "node stop" stops it.
 func scriptNode(ts *testscript.TestScript, _ bool, args []string) {
+	if args[0] == "stop" {
+		if stop, ok := testRegistries.LoadAndDelete("node " + ts.Getenv("WORK")); ok {
+			stop.(func())() //nolint:errcheck // it is one
+		}
+		return
+	}
 	work := ts.Getenv("WORK")
 	file := filepath.Join(work, "airstream.toml")
 	text := fmt.Sprintf("root = %q\nstate = %q\n", filepath.Join(work, "root"), filepath.Join(work, "run"))
@@ -187,6 +193,7 @@ func scriptNode(ts *testscript.TestScript, _ bool, args []string) {
 			group, ctx := errgroup.WithContext(ctx)
 			group.Go(func() error { return n.serveAdmin(ctx, lis) })
 			group.Go(func() error { return n.evict(ctx) })
+			group.Go(func() error { return n.recheck(ctx, 0) })
 			go func() { served <- group.Wait() }()
 		}
 	}

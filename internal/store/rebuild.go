@@ -5,10 +5,12 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -93,7 +95,52 @@ func (s *Store) rebuild(tx *database.Tx) ([]slog.Attr, error) {
 			return nil, err
 		}
 	}
+	if objects+partials > 0 {
+		mark := binary.LittleEndian.AppendUint64(nil, uint64(time.Now().UnixNano()))
+		if err := tx.Put(bucketSpace, keyRebuilt, mark); err != nil {
+			return nil, err
+		}
+	}
 	return []slog.Attr{slog.Int("objectsFromFiles", objects), slog.Int("partialBlobsFromFiles", partials)}, nil
+}
+
+// keyRebuilt is there from when the database was made anew, and content found by
+// its files, until a deep Verify has mended all of it. Its value tells one such
+// time from another.
+var keyRebuilt = []byte("rebuilt")
+
+// Rebuilt tells whether the store has content of which it knows by its files
+// alone, because its database was damaged. Each chunk of it is verified before
+// it is used, but until a deep Verify with Repair has ended, more may be missing
+// than the store says.
+func (s *Store) Rebuilt() (bool, error) {
+	mark, err := s.rebuilt()
+	return mark != "", err
+}
+
+func (s *Store) rebuilt() (mark string, err error) {
+	err = s.db.View(func(tx *database.Tx) error {
+		v, err := tx.Get(bucketSpace, keyRebuilt)
+		if errors.Is(err, database.ErrValue) {
+			v, err = []byte("damaged"), nil
+		}
+		mark = string(v)
+		return err
+	})
+	if err != nil {
+		return "", fmt.Errorf("store: %w", err)
+	}
+	return mark, nil
+}
+
+// confirm notes that all content was verified that there was at the time of
+// mark.
+func (s *Store) confirm(mark string) error {
+	now, err := s.rebuilt()
+	if err != nil || mark == "" || now != mark {
+		return err
+	}
+	return s.update(func(tx *database.Tx) error { return tx.Delete(bucketSpace, keyRebuilt) })
 }
 
 func (s *Store) rebuildObjects(tx *database.Tx) (n int, err error) {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/airstream-io/airstream/internal/toc"
@@ -45,4 +46,43 @@ func TestSettleEndsDoubt(t *testing.T) {
 	s = openQuiet(t, dir)
 	want("later")
 	must(t, s.Close())
+}
+
+// That content is known by its files alone is remembered until a deep
+// verification has mended it all, also by other processes.
+func TestRebuiltUntilVerified(t *testing.T) {
+	k := stock(t)
+	rebuilt := func(want bool, when string) {
+		t.Helper()
+		if got, err := k.s.Rebuilt(); got != want || err != nil {
+			t.Errorf("%s: %v, %v", when, got, err)
+		}
+	}
+	rebuilt(false, "a new store")
+	must(t, errors.Join(k.s.Close(), os.Remove(filepath.Join(k.dir, "store.db"))))
+	stranger := filepath.Join(k.dir, "objects", "ab", "ab"+strings.Repeat("0", 62))
+	must(t, os.WriteFile(stranger, []byte("x"), 0o600))
+	flip(t, objectFile(t, k.dir, k.object.id), 1234)
+	k.s = openQuiet(t, k.dir)
+	rebuilt(true, "without its database")
+	k.verify(VerifyOptions{Repair: true, Keep: true})
+	k.verify(VerifyOptions{Deep: true})
+	must(t, k.s.Close())
+	k.s = openQuiet(t, k.dir)
+	rebuilt(true, "in the next process")
+	if missing, _ := k.s.HasObject(k.object.id, uint32(len(k.object.chunks))); missing != 0 {
+		t.Errorf("%d chunks are known to be missing before anybody has looked", missing)
+	}
+	k.verify(VerifyOptions{Deep: true, Repair: true, Keep: true, Gentle: true})
+	rebuilt(false, "after a deep verification")
+	if missing, _ := k.s.HasObject(k.object.id, uint32(len(k.object.chunks))); missing != 1 {
+		t.Errorf("%d chunks are missing, one is damaged", missing)
+	}
+	if _, err := os.Stat(stranger); err != nil {
+		t.Errorf("what nobody knows was to be kept: %v", err)
+	}
+	must(t, k.s.Close())
+	k.s = openQuiet(t, k.dir)
+	rebuilt(false, "later")
+	must(t, k.s.Close())
 }

@@ -17,6 +17,7 @@ import (
 type VerifyOptions struct {
 	Deep   bool // hash all content; else only sizes, presence and what is small
 	Repair bool // forget what is damaged, so that it is fetched again, and delete what nobody knows
+	Keep   bool // Repair leaves what nobody knows
 	Gentle bool // rest as long as it works, at the lowest I/O priority: beside a node that serves
 
 	// Wanted tells whether somebody may ask for a blob; nil: all of them.
@@ -57,7 +58,7 @@ func (s *Store) Verify(ctx context.Context, opts VerifyOptions, report func(Find
 	if opts.Gentle {
 		defer lowPriority()()
 	}
-	for _, step := range []func() error{v.database, v.trees, v.orphanObjects, v.blobs, v.partials, s.Flush} {
+	for _, step := range []func() error{v.database, v.remember, v.trees, v.orphanObjects, v.blobs, v.partials, s.Flush, v.confirm} {
 		if err := step(); err != nil {
 			return fmt.Errorf("store: verify: %w", err)
 		}
@@ -78,6 +79,19 @@ type verifier struct {
 	done    int64               // bytes of disk that were looked at
 	total   int64
 	since   time.Time // when work began after the last rest
+	mark    string    // of the rebuilt database whose content is verified; "": it was not rebuilt
+}
+
+func (v *verifier) remember() (err error) {
+	v.mark, err = v.s.rebuilt()
+	return err
+}
+
+func (v *verifier) confirm() error {
+	if !v.opts.Deep || !v.opts.Repair {
+		return nil
+	}
+	return v.s.confirm(v.mark)
 }
 
 // slice is how long a gentle verification works before it rests as long.
@@ -108,7 +122,7 @@ func (v *verifier) rest() error {
 
 // find reports something, and mends it if that is wanted.
 func (v *verifier) find(f Finding, mend func() error) error {
-	if v.opts.Repair && mend != nil {
+	if v.opts.Repair && mend != nil && (!f.Orphan || !v.opts.Keep) {
 		if err := mend(); errors.Is(err, ErrInUse) {
 			f.Problem += "; it is in use and stays"
 		} else if err != nil {
