@@ -14,6 +14,10 @@ const (
 
 	minRound = 200 * time.Millisecond // shorter ones measure the scheduler
 
+	// silence is how many round trips in which nothing comes say nothing of the
+	// link's rate: it is an outage, or a server that has nothing to say.
+	silence = 4
+
 	// matureRounds is how many round trips a body streams before what it
 	// brings is the link's doing and not that of the sender's slow start: 10
 	// packets become more than 100 in four.
@@ -195,7 +199,13 @@ func (r *round) inflation(short float64) (q float64, ok bool) {
 func (m *Meter) endRound(now time.Time) {
 	e := &m.est
 	r := e.round
+	if r.bytes == 0 && r.segments == 0 && r.time < silence*m.roundTime() {
+		return // on a thin link a packet takes longer than a round trip
+	}
 	e.round = round{}
+	if r.bytes == 0 && r.segments == 0 {
+		return
+	}
 	rate := r.bytes / r.time.Seconds()
 	short, _ := m.shortDelay()
 	q, known := r.inflation(short)

@@ -147,8 +147,13 @@ func (m *Meter) divide() {
 		if !m.est.settled && m.rules.policy.Rate == 0 {
 			m.share.total = max(m.share.total, startWindow)
 		}
+		// Never nothing: after a silence no rate is known, and only what is read
+		// shows one.
+		each := max(1, int64(m.share.total)/int64(len(lead)))
+		m.share.total = 0
 		for _, s := range lead {
-			m.grant(s, int64(m.share.total)/int64(len(lead)))
+			m.grant(s, each)
+			m.share.total += float64(s.useful())
 		}
 	}
 	if len(rest) > 0 {
@@ -195,6 +200,14 @@ func (m *Meter) grant(s *Stream, window int64) {
 		return
 	}
 	s.sock.clamp(max(window, minPackets*s.packet()))
+}
+
+// useful returns how much of its window a sender can use: whole packets.
+func (s *Stream) useful() int64 {
+	if s.window >= 8*s.packet() {
+		return s.window // a part of a packet doesn't count
+	}
+	return s.window - s.window%s.packet()
 }
 
 // packet returns how many bytes of payload a full packet of the stream has.
