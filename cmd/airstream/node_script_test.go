@@ -194,6 +194,7 @@ func scriptNode(ts *testscript.TestScript, _ bool, args []string) {
 			group.Go(func() error { return n.serveAdmin(ctx, lis) })
 			group.Go(func() error { return n.evict(ctx) })
 			group.Go(func() error { return n.recheck(ctx, 0) })
+			group.Go(func() error { return n.resume(ctx) })
 			go func() { served <- group.Wait() }()
 		}
 	}
