@@ -176,6 +176,7 @@ type Image struct {
 	Total    int64    `json:"total"`
 	Missing  int64    `json:"missing"`
 	Complete bool     `json:"complete"`
+	Dark     string   `json:"runnableDark"`
 }
 
 // Images asks the daemon for its images.
