@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/airstream-io/airstream/test/rig/link"
-	"github.com/airstream-io/airstream/test/rig/site"
 )
 
 // The link goes away, in every way in which links do, and comes back. Nothing
@@ -34,8 +33,9 @@ func TestFaultOutage(t *testing.T) {
 	}
 }
 
-// A link that is bad all the time: lossy, or so slow that a start takes
-// minutes. Everything takes longer, and nothing else happens.
+// A link that becomes bad for a while, and then is bad for the whole of a start:
+// lossy, or so slow that a start takes minutes. Everything takes longer, and
+// nothing else happens.
 func TestFaultBadLink(t *testing.T) {
 	const slow = "rtt=600ms,down=16kbit,up=16kbit" // 2 kB/s
 	type badLink struct {
@@ -56,15 +56,20 @@ func TestFaultBadLink(t *testing.T) {
 				// The program alone is most of a megabyte.
 				tc.profile = "rtt=600ms,down=1mbit,up=128kbit"
 			}
-			sc := newScene(t, site.Options{})
-			sc.probe(t)
+			sc := linkScene(t)
+			becomes := func(text string) func(context.Context) error {
+				return func(ctx context.Context) error {
+					_, err := sc.Link.SetProfile(ctx, profile(t, text))
+					return err
+				}
+			}
+			sc.meet(t, fault{name: tc.name + "-for-a-while", begin: becomes(tc.profile), end: becomes(goodLink), lasts: long(6*time.Second, 60*time.Second)})
 			ctx, cancel := context.WithTimeout(t.Context(), tc.limit)
 			defer cancel()
 			tg := sc.target(t, tc.name, tc.size)
-			_, err := sc.Link.SetProfile(ctx, profile(t, tc.profile))
-			must(t, err)
+			must(t, becomes(tc.profile)(ctx))
 			measure, began := sc.prober.begin(t), time.Now()
-			_, err = sc.cri.PullImage(ctx, sc.Ref(tg.tag()), nil)
+			_, err := sc.cri.PullImage(ctx, sc.Ref(tg.tag()), nil)
 			must(t, err)
 			c, err := sc.run(ctx, sc.Ref(tg.tag()), tg)
 			must(t, err)

@@ -244,10 +244,13 @@ func (m *meeting) through(ctx context.Context, at moment) (err error) {
 	return m.container.readAll(ctx, m.f.limit)
 }
 
-// linkScene is a scene on a link that shows its delay.
+// goodLink shows its delay, and that it carries no more than so much.
+const goodLink = "rtt=40ms,down=48mbit,up=8mbit"
+
+// linkScene is a scene on a good link.
 func linkScene(t *testing.T) *scene {
 	t.Helper()
-	sc := newScene(t, site.Options{Profile: profile(t, "rtt=40ms,down=48mbit,up=8mbit")})
+	sc := newScene(t, site.Options{Profile: profile(t, goodLink)})
 	sc.probe(t)
 	return sc
 }
