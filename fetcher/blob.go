@@ -113,6 +113,7 @@ func (f *Fetcher) download(class Class, src catalog.Source, d digest.Digest, siz
 	if err != nil {
 		return nil, err
 	}
+	part.Expect(size)
 	run, cancel := context.WithCancel(f.run)
 	dl := &download{f: f, d: d, class: class, size: size, from: origins{sources: []catalog.Source{src}}, part: part, length: part.Len(), changed: make(chan struct{}), cancel: cancel}
 	f.blobs[d] = dl

@@ -134,8 +134,10 @@ func (t *tableFetch) try(ctx context.Context) error {
 	if l.Size-t.offset > maxTable && t.offset > 0 {
 		return fmt.Errorf("fetcher: layer %s: %w: it has %d bytes, compressed", l.Blob, errWrongBytes, l.Size-t.offset)
 	}
-	if t.offset > 0 && t.part.Len() == l.Size-t.offset {
-		return nil // it was here already
+	if t.offset > 0 {
+		if t.part.Expect(l.Size - t.offset); t.part.Len() == l.Size-t.offset {
+			return nil // it was here already
+		}
 	}
 	ticket, err := t.f.ask(ctx, &errand{kind: forTable, class: l.tableClass, from: &l.from})
 	if err != nil {
@@ -179,6 +181,7 @@ func (t *tableFetch) find(ctx context.Context, ticket *ticket) error {
 	if at < begin || t.part.Len() > 0 {
 		return nil // the next attempt brings it, or what an earlier process has left out
 	}
+	t.part.Expect(l.Size - at)
 	if _, err := t.part.Write(tail.Bytes()[at-begin:]); err != nil {
 		return fmt.Errorf("%w: %w", errLocal, err)
 	}

@@ -2,6 +2,7 @@ package store
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -70,14 +71,25 @@ func TestReserveIsKeptForTheDatabase(t *testing.T) {
 	}
 	must(t, s.Flush())
 	must(t, s.PutBlob(digest.FromString("manifest"), []byte("manifest"))) // there is room for what is small
+	for size, want := range map[int64]error{6: nil, small: nil, small + 1: ErrNoSpace} {
+		config := digest.FromString(fmt.Sprint("config", size))
+		p := openPartial(t, s, config)
+		p.Expect(size)
+		if _, err := p.Write([]byte("config")); !errors.Is(err, want) {
+			t.Errorf("the beginning of a blob of %d bytes: %v", size, err)
+		}
+		must(t, p.Close())
+		_, err = s.DeletePartial(config)
+		must(t, err)
+	}
 
 	remove := stuff(t, dir)
 	if err := o.Put(0, c.chunks[0], c.bytes(0)); err != nil {
 		t.Errorf("what is here already: %v", err)
 	}
-	small := newContent(2, 1000)
-	if so, err := s.Object(small.id, 1000, 1); err == nil {
-		if err := so.Put(0, small.chunks[0], small.data); !errors.Is(err, ErrNoSpace) {
+	tiny := newContent(2, 1000)
+	if so, err := s.Object(tiny.id, 1000, 1); err == nil {
+		if err := so.Put(0, tiny.chunks[0], tiny.data); !errors.Is(err, ErrNoSpace) {
 			t.Errorf("on a full disk: %v", err)
 		}
 		must(t, so.Close())
@@ -86,7 +98,7 @@ func TestReserveIsKeptForTheDatabase(t *testing.T) {
 	must(t, o.Close())
 	must(t, s.Flush())
 	// The database has room: eviction works on a full disk.
-	_, freed, err := s.DeleteObjects(small.id, newContent(3, 10).id)
+	_, freed, err := s.DeleteObjects(tiny.id, newContent(3, 10).id)
 	if err != nil || freed > 1<<20 {
 		t.Errorf("freed %d, %v", freed, err)
 	}
@@ -101,12 +113,12 @@ func TestReserveIsKeptForTheDatabase(t *testing.T) {
 	if freed < 8<<20 {
 		t.Errorf("only %d bytes were freed", freed)
 	}
-	o = small.open(t, s) // after room is back all works, without a restart
-	must(t, putAll(small, o))
+	o = tiny.open(t, s) // after room is back all works, without a restart
+	must(t, putAll(tiny, o))
 	must(t, o.Close())
 	must(t, s.Close())
 	s = openStore(t, filepath.Join(dir, "store"))
-	if missing, _ := s.HasObject(small.id, 1); missing != 0 {
+	if missing, _ := s.HasObject(tiny.id, 1); missing != 0 {
 		t.Error("what was put after that is missing")
 	}
 	must(t, s.Close())

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 
@@ -31,6 +32,7 @@ type partial struct {
 	file *os.File
 
 	writing sync.RWMutex // held for writing while bytes are written a second time
+	whole   atomic.Int64 // bytes that it will have; 0: not known
 
 	mu     sync.Mutex
 	length int64    // guarded by mu; bytes written
@@ -179,9 +181,14 @@ func (p *Partial) Len() int64 {
 	return p.length
 }
 
+// Expect says how many bytes the whole will have. There is room for what is small
+// when there is none for other content: a config is needed to run an image that
+// is here.
+func (p *Partial) Expect(size int64) { p.whole.Store(size) }
+
 // Write appends b. The error is ErrNoSpace if there is no room for it.
 func (p *Partial) Write(b []byte) (int, error) {
-	err := p.s.room(int64(len(b)))
+	err := p.s.roomIn(int64(len(b)), p.whole.Load())
 	n := 0
 	if err == nil {
 		p.writing.RLock()

@@ -98,9 +98,12 @@ const small = 1 << 20
 func (s *Store) room(n int64) error { return s.roomAbove(n, s.space.reserve.Load()) }
 
 // roomFor is room for something that is written whole.
-func (s *Store) roomFor(n int64) error {
+func (s *Store) roomFor(n int64) error { return s.roomIn(n, n) }
+
+// roomIn is room for n bytes of something that has so many in all; 0: not known.
+func (s *Store) roomIn(n, whole int64) error {
 	reserve := s.space.reserve.Load()
-	if n <= small {
+	if whole > 0 && whole <= small {
 		reserve /= 2
 	}
 	return s.roomAbove(n, reserve)
