@@ -63,7 +63,7 @@ func (n *node) status(img *catalog.Image, unpacked map[string]bool) (imageStatus
 	slots := slotsOf(img)
 	c, err := n.fetcher.Completeness(slots...)
 	s := imageStatus{
-		Names: img.Names, Manifest: img.Manifest.String(), Platform: img.Platform, Learned: img.Learned,
+		Names: append([]string{}, img.Names...), Manifest: img.Manifest.String(), Platform: img.Platform, Learned: img.Learned,
 		Layers: len(img.Layers), Size: img.Size(), Total: c.Total, Missing: c.Missing, HotTotal: c.HotTotal, HotMissing: c.HotMissing,
 	}
 	for _, title := range img.Names {
