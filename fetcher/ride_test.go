@@ -10,21 +10,28 @@ import (
 	"time"
 )
 
-// length returns how many bytes a request asks for.
-func length(r *http.Request) int64 {
+// covers tells whether a request asks for what begins at a place in the blob, and
+// for more than that.
+func covers(r *http.Request, at int64) bool {
 	var from, to int64
-	if _, err := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &from, &to); err != nil {
-		return -1
-	}
-	return to - from + 1
+	_, err := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &from, &to)
+	return err == nil && from <= at && at < to && to-from > 10_000
 }
 
-// holdFirst lets the first request for several small files stand still after a
-// few bytes, until release is closed.
-func (s *shore) holdFirst(release chan struct{}) (held *atomic.Int32) {
+// holdFirst lets the first request for a file and others stand still after a few
+// bytes, until release is closed.
+func (b *bench) holdFirst(t *testing.T, s *shore, name string, release chan struct{}) (held *atomic.Int32) {
+	t.Helper()
 	held = new(atomic.Int32)
+	entry := b.entry(t, name)
+	tree, err := b.Tree(t.Context(), slot)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, _ := tree.Chunks(entry)
+	at := tree.Member(tree.Chunk(first).Member).Offset
 	s.setMood(func(w http.ResponseWriter, r *http.Request) bool {
-		if n := length(r); n < 10_000 || n > 33_000 || held.Add(1) > 1 {
+		if !covers(r, at) || held.Add(1) > 1 {
 			return false
 		}
 		w.Header().Set("Content-Type", "application/octet-stream")
@@ -72,7 +79,7 @@ func TestReaderDoesNotWaitForBulkThatStandsStill(t *testing.T) {
 	b.meter.MinStall = time.Minute
 	c := b.open(t, "small/07")
 	release := make(chan struct{})
-	held := s.holdFirst(release)
+	held := b.holdFirst(t, s, "small/07", release)
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		if err := b.Complete(t.Context(), slot); err != nil {
@@ -97,9 +104,10 @@ func TestReaderDoesNotWaitForBulkThatStandsStill(t *testing.T) {
 func TestReaderRidesWithBulkThatGetsOn(t *testing.T) {
 	s := newShore(t)
 	b := newBench(t, s, t.TempDir(), s.at)
+	b.meter.MinStall = time.Minute
 	c := b.open(t, "small/07")
 	release := make(chan struct{})
-	held := s.holdFirst(release)
+	held := b.holdFirst(t, s, "small/07", release)
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		if err := b.Complete(t.Context(), slot); err != nil {
@@ -108,10 +116,10 @@ func TestReaderRidesWithBulkThatGetsOn(t *testing.T) {
 	})
 	waitFor(t, func() bool { return held.Load() > 0 })
 	wg.Go(func() { s.want(t, c, "small/07", 0, 3000) })
-	waitFor(t, func() bool { return b.Queue().Waiting == 1 })
-	if q := b.Queue(); q.Active[Demand] != 1 {
-		t.Errorf("the transfer is not as urgent as its rider: %+v", q)
-	}
+	waitFor(t, func() bool { // the transfer becomes as urgent as its rider
+		q := b.Queue()
+		return q.Waiting == 1 && q.Active[Demand] == 1
+	})
 	close(release)
 	wg.Wait()
 	if n := b.Counts().Demands; n != 0 {
