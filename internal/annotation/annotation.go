@@ -1,5 +1,5 @@
-// Package annotation names the annotations that a converted image carries on
-// its layers' descriptors in the manifest.
+// Package annotation names the annotations that a converted image carries: on
+// its layers' descriptors in the manifest, and on the manifest itself.
 //
 // A manifest is named by its digest, so whoever has verified a manifest may
 // believe what its author wrote here; it is still only what the author says.
@@ -42,4 +42,26 @@ const (
 	// Hot is the plan of what a start reads of the layer, as package trace
 	// writes it: what to fetch before anybody asks.
 	Hot = "io.airstream.layer.hot"
+)
+
+// Annotations of the manifest. They commit to the blobs of package artifact, so
+// that whoever has verified the manifest can ask for them by digest.
+const (
+	// ArtifactTOC is the digest of the TOC blob, ArtifactTOCSize its size in
+	// bytes, decimal.
+	ArtifactTOC     = "io.airstream.artifact.toc"
+	ArtifactTOCSize = "io.airstream.artifact.toc-size"
+
+	// ArtifactRoot is the digest of the first ArtifactRootSize bytes of it, its
+	// root, so that these can be verified without the rest.
+	ArtifactRoot     = "io.airstream.artifact.root"
+	ArtifactRootSize = "io.airstream.artifact.root-size"
+
+	// ArtifactHot is the digest of the hot blob, ArtifactHotSize its size; both
+	// are absent where it isn't known what a start reads.
+	ArtifactHot     = "io.airstream.artifact.hot"
+	ArtifactHotSize = "io.airstream.artifact.hot-size"
+
+	// ArtifactFormat is the version that wrote them, artifact.Format.
+	ArtifactFormat = "io.airstream.artifact.format"
 )

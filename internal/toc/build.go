@@ -34,6 +34,7 @@ type builder struct {
 	filled      int64  // bytes of it that its chunks so far make
 	late        []hardlink
 	xattrBytes  int64
+	cuts        []int64 // where members end that the next one doesn't follow at once
 }
 
 func newBuilder(payloadSize int64) *builder {

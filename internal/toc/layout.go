@@ -189,6 +189,7 @@ func (l *layout) memberOffsets(chunks uint32) []int64 {
 	for i := range l.b.chunks.n {
 		offsets = append(offsets, l.b.chunks.at(i).blobOffset)
 	}
+	offsets = append(offsets, l.b.cuts...)
 	slices.Sort(offsets)
 	return slices.Compact(offsets)
 }
