@@ -10,22 +10,30 @@
 //     the annotations that make a layer lazy. In the config the diff IDs
 //     change; history, unknown fields and the order of all of them stay.
 //     Annotations of manifests and of the index stay.
+//
 //   - In an index, what is not a Linux image passes through unchanged: images
 //     for other systems, and attestations. An attestation (provenance, SBOM)
 //     goes on naming the digest of the image that was built, which is what it
 //     attests; tools that look for one of the converted image's digest find
 //     none. Signatures are of digests as well: sign the result.
+//
 //   - A layer that this package has converted with the same options passes
 //     through unchanged, so converting twice changes nothing.
+//
 //   - What a start reads (Options.Traces, Options.TraceFrom) is an annotation of
 //     a layer's descriptor. It is that of this conversion's traces and of no
 //     earlier one, whether the layer is built or not. The layer's bytes don't
 //     depend on it unless Options.Prioritize says so.
+//
 //   - A layer whose conversion is on record, or that the destination's image
 //     holds already, is not built again, and not sent if it is there. The
 //     record is a small file for each layer (see records); what the
 //     destination says of its own layers is believed, since whoever can write
 //     there can replace the image anyway. Options.Rebuild believes neither.
+//
+//   - Beside each converted image an artifact is published, to which annotations
+//     of its manifest commit: one table of contents for all layers, and what a
+//     start reads in one blob. See package artifact, and Options.WithoutArtifact.
 //
 // Every byte that is read is checked against the digest that the manifest
 // gives, and the unpacked layer against the config's diff ID.
@@ -33,7 +41,8 @@
 // Memory doesn't grow with the image: a layer is unpacked to a scratch file
 // and converted to another, both in Options.WorkDir and both without a name,
 // so that no end of the process leaves anything behind. They take the layer's
-// unpacked and packed size for each of Options.Jobs.
+// unpacked and packed size for each of Options.Jobs. Until the artifact is made, of
+// every layer the tree and what a start reads stay in a third.
 package convert
 
 import (
@@ -92,6 +101,9 @@ type Options struct {
 	AtHand Source
 	// Rebuild builds every layer, whatever is known of it.
 	Rebuild bool
+	// WithoutArtifact makes no artifact; see package artifact. Nodes fetch the
+	// table of each layer then.
+	WithoutArtifact bool
 	// Progress is told how far the layers are; nil means nobody is.
 	Progress Progress
 	// Log gets what a user may want to know of and no caller needs to act on;
@@ -112,6 +124,7 @@ type Destination interface {
 	HasBlob(ctx context.Context, d v1.Descriptor) (bool, error)
 	PutBlob(ctx context.Context, d v1.Descriptor, open func() (io.ReadCloser, error)) error
 	PutManifest(ctx context.Context, d v1.Descriptor, raw []byte) error
+	PutReferrer(ctx context.Context, subject, d v1.Descriptor, raw []byte) error
 	Commit(ctx context.Context, d v1.Descriptor, raw []byte) error
 }
 
@@ -151,6 +164,16 @@ type Mapping struct {
 	Unchanged bool    `json:"unchanged,omitempty" yaml:"unchanged,omitempty"` // passed through
 	Hot       int64   `json:"hot,omitempty" yaml:"hot,omitempty"`             // sum over its layers
 	Layers    []Layer `json:"layers,omitempty" yaml:"layers,omitempty"`       // in the order of the image
+	// Artifact is what was published beside it, nil if nothing was.
+	Artifact *Artifact `json:"artifact,omitempty" yaml:"artifact,omitempty"`
+}
+
+// Artifact says what a node fetches before the first start.
+type Artifact struct {
+	Digest v1.Hash `json:"digest" yaml:"digest"`               // of its manifest
+	Root   int64   `json:"root" yaml:"root"`                   // bytes of the TOC that the first start needs
+	TOC    int64   `json:"toc" yaml:"toc"`                     // bytes, all of it
+	Hot    int64   `json:"hot,omitempty" yaml:"hot,omitempty"` // bytes; 0 if it isn't known what a start reads
 }
 
 // Layer says what became of one layer.
@@ -219,6 +242,7 @@ func run(ctx context.Context, src Source, dst Destination, previous Source, o Op
 	if o.AtHand != nil {
 		w.atHand = readEarlier(ctx, o.AtHand, o)
 	}
+	defer w.closeSpools()
 	if err := w.collectTraces(ctx, p); err != nil {
 		return nil, err
 	}

@@ -128,7 +128,7 @@ func TestIndex(t *testing.T) {
 		}
 	}
 	armRaw := dst.blobs[index.Manifests[1].Digest]
-	if !bytes.Contains(armRaw, []byte(`"annotations":{"by":"us"}`)) || !bytes.Contains(armRaw, []byte(`"x-unknown":"kept"`)) {
+	if !bytes.Contains(armRaw, []byte(`"annotations":{"by":"us",`)) || !bytes.Contains(armRaw, []byte(`"x-unknown":"kept"`)) {
 		t.Errorf("manifest lost something: %s", armRaw)
 	}
 	mf, _ := manifestOf(t, dst, index.Manifests[1].Digest)

@@ -161,36 +161,6 @@ func lazyLayer(d v1.Descriptor) (converted, bool) {
 	return c, err == nil && c.TOCOffset > 0 && c.TOCOffset < c.Size
 }
 
-// match reads a converted layer's table of contents, from a reader that stands
-// where it begins in the blob, and matches it with all traces.
-func (w *works) match(table io.Reader, c converted) ([]*trace.Match, error) {
-	var list []*trace.Match
-	err := parseTable(table, c, func(tree *toc.Tree) {
-		for _, m := range w.matchers {
-			list = append(list, m.Match(tree))
-		}
-	})
-	return list, err
-}
-
-// readMatches matches a layer that was converted earlier, and is at src: the
-// result is what it was, or would have been, when it was built.
-func (w *works) readMatches(ctx context.Context, src Source, c converted, task Task) (list []*trace.Match, err error) {
-	if len(w.matchers) == 0 {
-		return nil, nil
-	}
-	if src == nil {
-		return nil, errors.New("there is no place to read the table of contents from")
-	}
-	task.Phase("fetch", c.Size)
-	err = readTable(ctx, src, c, task.Advance, func(tree *toc.Tree) {
-		for _, m := range w.matchers {
-			list = append(list, m.Match(tree))
-		}
-	})
-	return list, err
-}
-
 // plans returns the plans of an image's layers, once all layers are done. Those
 // that would be empty are nil.
 func (w *works) plans(img *image) []trace.Plan {

@@ -105,6 +105,13 @@ func (m *memory) PutManifest(_ context.Context, d v1.Descriptor, raw []byte) err
 	return nil
 }
 
+func (m *memory) PutReferrer(ctx context.Context, subject, d v1.Descriptor, raw []byte) error {
+	if ok, _ := m.HasBlob(ctx, subject); !ok {
+		return fmt.Errorf("put referrer %s: its subject %s isn't there", d.Digest, subject.Digest)
+	}
+	return m.PutManifest(ctx, d, raw)
+}
+
 func (m *memory) Commit(ctx context.Context, d v1.Descriptor, raw []byte) error {
 	m.root = &d
 	return m.PutManifest(ctx, d, raw)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/airstream-io/airstream/convert/internal/rawjson"
 	"github.com/airstream-io/airstream/internal/annotation"
+	"github.com/airstream-io/airstream/internal/artifact"
 	"github.com/airstream-io/airstream/internal/trace"
 )
 
@@ -78,15 +79,25 @@ func (w *works) writeImage(ctx context.Context, p *plan, r *Result) (v1.Descript
 	if err != nil {
 		return v1.Descriptor{}, nil, err
 	}
-	raw, err := w.manifest(p, configD, plans)
+	ref, err := w.blobs(ctx, p.image, plans)
+	if err != nil {
+		return v1.Descriptor{}, nil, fmt.Errorf("artifact of manifest %s: %w", p.d.Digest, err)
+	}
+	raw, err := w.manifest(p, configD, plans, ref)
 	if err != nil {
 		return v1.Descriptor{}, nil, fmt.Errorf("manifest %s: %w", p.d.Digest, err)
 	}
 	d, err := describe(types.OCIManifestSchema1, raw)
+	if err == nil && ref != (artifact.Ref{}) {
+		m.Artifact, err = w.refer(ctx, d, raw, ref)
+	}
+	if err != nil {
+		return v1.Descriptor{}, nil, err
+	}
 	m.New = d.Digest
 	m.Unchanged = m.New == m.Old
 	r.Manifests = append(r.Manifests, m)
-	return d, raw, err
+	return d, raw, nil
 }
 
 // config returns the config with the diff IDs of the converted layers, and
@@ -120,8 +131,9 @@ func (w *works) config(img *image) ([]byte, v1.Descriptor, error) {
 	return raw, d, err
 }
 
-// manifest returns the manifest with the converted layers and their plans.
-func (w *works) manifest(p *plan, configD v1.Descriptor, plans []trace.Plan) ([]byte, error) {
+// manifest returns the manifest with the converted layers and their plans, and
+// the image's artifact.
+func (w *works) manifest(p *plan, configD v1.Descriptor, plans []trace.Plan, ref artifact.Ref) ([]byte, error) {
 	img := p.image
 	same := p.d.MediaType == types.OCIManifestSchema1 && img.configD.MediaType == configD.MediaType && img.configD.Digest == configD.Digest
 	for i, l := range img.layers {
@@ -153,7 +165,11 @@ func (w *works) manifest(p *plan, configD v1.Descriptor, plans []trace.Plan) ([]
 			return nil, err
 		}
 	}
-	if same {
+	changed, err := annotate(img.manifest, ref)
+	if err != nil {
+		return nil, err
+	}
+	if same && !changed {
 		return p.raw, nil
 	}
 	config, err := img.manifest.Object("config")

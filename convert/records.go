@@ -133,34 +133,41 @@ func (r records) path(k key) string {
 	if k.first != "" {
 		name = append(append(name, ' '), k.first...)
 	}
-	sum := sha256.Sum256(name)
-	return filepath.Join(r.dir, fmt.Sprintf("%x.json", sum))
+	return r.file(string(name))
 }
 
-func (r records) get(k key) (converted, bool) {
+// file returns where the record with a name is, which may be long.
+func (r records) file(name string) string {
+	return filepath.Join(r.dir, fmt.Sprintf("%x.json", sha256.Sum256([]byte(name))))
+}
+
+func (r records) get(k key) (c converted, ok bool) {
+	ok = r.read(r.path(k), &c) && c.valid()
+	return c, ok
+}
+
+func (r records) put(k key, c converted) error { return r.write(r.path(k), c) }
+
+func (r records) read(path string, to any) bool {
 	if r.dir == "" {
-		return converted{}, false
+		return false
 	}
-	f, err := os.Open(r.path(k))
+	f, err := os.Open(path)
 	if err != nil {
-		return converted{}, false
+		return false
 	}
 	defer f.Close() //nolint:errcheck // a reader
-	var c converted
-	if err := json.NewDecoder(io.LimitReader(f, 64<<10)).Decode(&c); err != nil {
-		return converted{}, false
-	}
-	return c, c.valid()
+	return json.NewDecoder(io.LimitReader(f, 64<<10)).Decode(to) == nil
 }
 
-func (r records) put(k key, c converted) error {
+func (r records) write(path string, what any) error {
 	if r.dir == "" {
 		return nil
 	}
 	if err := os.MkdirAll(r.dir, 0o755); err != nil {
 		return err
 	}
-	raw, err := json.Marshal(c)
+	raw, err := json.Marshal(what)
 	if err != nil {
 		return err
 	}
@@ -170,7 +177,7 @@ func (r records) put(k key, c converted) error {
 	}
 	_, err = f.Write(raw)
 	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), r.path(k))
+		err = os.Rename(f.Name(), path)
 	}
 	if err != nil {
 		return errors.Join(err, os.Remove(f.Name()))

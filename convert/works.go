@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"sync"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -41,13 +42,16 @@ type works struct {
 	matchers []*trace.Matcher // for them, merged; image.matchers says which are for whom
 
 	done map[key]outcome // complete when layers has returned
+
+	mu     sync.Mutex
+	spools []*spool // guarded by mu; all there are, to be closed
 }
 
 // outcome is what became of one layer.
 type outcome struct {
 	converted
-	how     string
-	matches []*trace.Match // by number of the matcher
+	how string
+	inspected
 }
 
 // layers brings all layers of the plan to the destination, each once.
@@ -100,8 +104,8 @@ func (w *works) layer(ctx context.Context, l sourceLayer, task Task) (outcome, e
 			if err := w.copyBlob(ctx, w.src, l.d, task); err != nil {
 				return outcome{}, err
 			}
-			matches, err := w.readMatches(ctx, w.src, c, task)
-			return outcome{c, Kept, matches}, err
+			in, err := w.inspectAt(ctx, w.src, c, task)
+			return outcome{c, Kept, in}, err
 		}
 		for _, known := range []func() (converted, bool){
 			func() (converted, bool) { return w.records.get(w.o.key(l)) },
@@ -116,9 +120,9 @@ func (w *works) layer(ctx context.Context, l sourceLayer, task Task) (outcome, e
 			} else if !there {
 				continue
 			}
-			matches, err := w.readMatches(ctx, w.previous, c, task)
+			in, err := w.inspectAt(ctx, w.previous, c, task)
 			if err == nil {
-				return outcome{c, Known, matches}, nil
+				return outcome{c, Known, in}, nil
 			}
 			w.o.Log.DebugContext(ctx, "table of contents can't be read back, so the layer is built again", slog.String("layer", l.d.Digest.String()), slog.Any("error", err))
 		}
@@ -127,29 +131,29 @@ func (w *works) layer(ctx context.Context, l sourceLayer, task Task) (outcome, e
 		if err := w.copyBlob(ctx, w.o.AtHand, c.descriptor(), task); err != nil {
 			return outcome{}, err
 		}
-		matches, err := w.readMatches(ctx, w.o.AtHand, c, task)
-		return outcome{c, Built, matches}, err
+		in, err := w.inspectAt(ctx, w.o.AtHand, c, task)
+		return outcome{c, Built, in}, err
 	}
-	c, matches, err := w.build(ctx, l, task)
+	c, in, err := w.build(ctx, l, task)
 	if err != nil {
 		return outcome{}, err
 	}
 	if err := w.records.put(w.o.key(l), c); err != nil {
 		w.o.Log.WarnContext(ctx, "conversion not recorded, the next one will build this layer again", slog.String("layer", l.d.Digest.String()), slog.Any("error", err))
 	}
-	return outcome{c, Built, matches}, nil
+	return outcome{c, Built, in}, nil
 }
 
-// build converts a layer, matches it with the traces and sends it.
-func (w *works) build(ctx context.Context, l sourceLayer, task Task) (c converted, matches []*trace.Match, err error) {
+// build converts a layer, looks into it and sends it.
+func (w *works) build(ctx context.Context, l sourceLayer, task Task) (c converted, in inspected, err error) {
 	tar, size, err := w.fetch(ctx, l, task)
 	if err != nil {
-		return converted{}, nil, err
+		return converted{}, inspected{}, err
 	}
 	defer tar.Close() //nolint:errcheck // a scratch file, only read from here on
 	out, err := w.scratch()
 	if err != nil {
-		return converted{}, nil, err
+		return converted{}, inspected{}, err
 	}
 	defer out.Close() //nolint:errcheck // likewise
 	task.Phase("convert", size)
@@ -157,18 +161,16 @@ func (w *works) build(ctx context.Context, l sourceLayer, task Task) (c converte
 	o.Prioritize = l.first
 	r, err := layer.Convert(ctx, out, layer.Tar{ReaderAt: tar, Size: size}, o, w.pool, w.scratch, task.Advance)
 	if err != nil {
-		return converted{}, nil, err
+		return converted{}, inspected{}, err
 	}
 	if err := tar.Close(); err != nil { // frees the disk while the rest waits for the network
-		return converted{}, nil, err
+		return converted{}, inspected{}, err
 	}
 	c = fromResult(r, l.firstI)
-	if len(w.matchers) > 0 {
-		if matches, err = w.match(io.NewSectionReader(out, c.TOCOffset, c.Size-c.TOCOffset), c); err != nil {
-			return converted{}, nil, err
-		}
+	if in, err = w.inspect(ctx, c, scratchLayer{out, c.Size}); err != nil {
+		return converted{}, inspected{}, err
 	}
-	return c, matches, w.put(ctx, c.descriptor(), task, func() (io.ReadCloser, error) {
+	return c, in, w.put(ctx, c.descriptor(), task, func() (io.ReadCloser, error) {
 		return io.NopCloser(io.NewSectionReader(out, 0, c.Size)), nil
 	})
 }

@@ -25,7 +25,7 @@ var mayImport = map[string][]string{
 		"internal/cache", "internal/catalog", "internal/chunk", "internal/fdstore", "internal/store", "internal/supervise", "internal/toc", "internal/trace", "internal/units", "record", "snapshotter", "snapshotter/layerfs",
 	},
 	"config":                      {"internal/units"},
-	"convert":                     {"convert/internal/cancelable", "convert/internal/rawjson", "convert/layer", "convert/location", "internal/annotation", "internal/chunk", "internal/toc", "internal/trace"},
+	"convert":                     {"convert/internal/cancelable", "convert/internal/rawjson", "convert/layer", "convert/location", "internal/annotation", "internal/artifact", "internal/chunk", "internal/toc", "internal/trace"},
 	"convert/internal/cancelable": {},
 	"convert/internal/rawjson":    {},
 	"convert/layer":               {"convert/internal/cancelable", "internal/annotation", "internal/chunk"},

@@ -57,6 +57,13 @@ func printConvertTable(w io.Writer, to string, r *convert.Result) error {
 		for i, l := range m.Layers {
 			_, _ = fmt.Fprintf(tw, "  layer %d\t%s\t%s\t%s → %s\t%s\n", i+1, shortDigest(l.Old), shortDigest(l.New), formatBytes(l.OldSize), formatBytes(l.NewSize), l.How)
 		}
+		if a := m.Artifact; a != nil {
+			size := formatBytes(a.Root) + " before the first start"
+			if a.Hot > 0 {
+				size += ", " + formatBytes(a.Hot) + " hot"
+			}
+			_, _ = fmt.Fprintf(tw, "  artifact\t\t%s\t%s\t\n", shortDigest(a.Digest), size)
+		}
 	}
 	if err := tw.Flush(); err != nil {
 		return err

@@ -102,7 +102,7 @@ func (c *conversion) record(ctx context.Context) (*recording, error) {
 	dir := filepath.Join(scratch.Dir(), "image")
 	layout := location.InLayout(dir)
 	o := c.o
-	o.Platforms, o.Traces, o.Prioritize = []v1.Platform{platform}, nil, false
+	o.Platforms, o.Traces, o.Prioritize, o.WithoutArtifact = []v1.Platform{platform}, nil, false, true
 	if !o.Rebuild { // to fetch a layer takes less than to build it
 		earlier, err := c.dst.OpenSource(ctx, c.places, c.o.WorkDir)
 		if err != nil {

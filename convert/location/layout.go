@@ -17,7 +17,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/airstream-io/airstream/convert/internal/cancelable"
-	"github.com/airstream-io/airstream/convert/internal/rawjson"
 )
 
 const (
@@ -31,7 +30,8 @@ type layout struct {
 	Location
 
 	mu        sync.Mutex
-	made      []string // guarded by mu; what this process added, in order
+	made      []string   // guarded by mu; what this process added, in order
+	referrers []referrer // guarded by mu; that have no entry in index.json yet
 	committed bool
 }
 
@@ -72,6 +72,9 @@ func (l *layout) choose() (v1.Descriptor, error) {
 	var fit []v1.Descriptor
 	for _, d := range index.Manifests {
 		tag := d.Annotations[refName]
+		if l.tag == "" && l.hash == "" && isReferrersTag(tag) {
+			continue // it is about an image, and is none
+		}
 		if l.hash == d.Digest.String() || l.hash == "" && (l.tag == "" || l.tag == tag) {
 			fit = append(fit, d)
 		}
@@ -232,78 +235,6 @@ func syncDir(dir string) error {
 		return err
 	}
 	return errors.Join(f.Sync(), f.Close())
-}
-
-func (l *layout) Commit(ctx context.Context, d v1.Descriptor, raw []byte) error {
-	err := l.PutManifest(ctx, d, raw)
-	if err == nil {
-		err = l.name(ctx, d)
-	}
-	if err != nil {
-		return fmt.Errorf("location: write %s: %w", l, err)
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.committed = true
-	return nil
-}
-
-// name enters the image in index.json, in the place of what had the tag.
-// Other entries, and what other tools wrote, stay as they are.
-func (l *layout) name(ctx context.Context, d v1.Descriptor) error {
-	unlock, err := lock(l.path)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	path := filepath.Join(l.path, "index.json")
-	raw, err := readLimited(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		raw, err = []byte(`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}`), nil
-	}
-	if err != nil {
-		return err
-	}
-	index, err := rawjson.Parse(raw)
-	if err != nil {
-		return fmt.Errorf("index.json: %w", err)
-	}
-	list, err := index.Objects("manifests")
-	if err != nil {
-		return fmt.Errorf("index.json: %w", err)
-	}
-	list = slices.DeleteFunc(list, func(o *rawjson.Object) bool {
-		var old v1.Descriptor
-		_ = o.Get("annotations", &old.Annotations) // one that can't be read isn't ours
-		return old.Annotations[refName] == l.tag
-	})
-	entry := &rawjson.Object{}
-	members := []struct {
-		name  string
-		value any
-	}{{"mediaType", d.MediaType}, {"digest", d.Digest}, {"size", d.Size}}
-	for _, m := range members {
-		if err := entry.Set(m.name, m.value); err != nil {
-			return err
-		}
-	}
-	if l.tag != "" {
-		if err := entry.Set("annotations", map[string]string{refName: l.tag}); err != nil {
-			return err
-		}
-	}
-	if err := index.Set("manifests", append(list, entry)); err != nil {
-		return err
-	}
-	if raw, err = index.Bytes(); err != nil {
-		return err
-	}
-	if _, err := os.Stat(filepath.Join(l.path, "oci-layout")); errors.Is(err, fs.ErrNotExist) {
-		if err := l.writeFile(ctx, filepath.Join(l.path, "oci-layout"), strings.NewReader(layoutFile)); err != nil {
-			return err
-		}
-	}
-	return l.writeFile(ctx, path, strings.NewReader(string(raw)))
 }
 
 // lock keeps two processes from changing index.json at once.

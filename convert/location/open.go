@@ -36,6 +36,10 @@ type Destination interface {
 	PutBlob(ctx context.Context, d v1.Descriptor, open func() (io.ReadCloser, error)) error
 	// PutManifest writes a manifest without giving it a name.
 	PutManifest(ctx context.Context, d v1.Descriptor, raw []byte) error
+	// PutReferrer writes a manifest that has a subject, which must be there, so
+	// that it is found by it: with the referrers API, or where that is missing
+	// with the tag that OCI has for it. A layout has it once there is a Commit.
+	PutReferrer(ctx context.Context, subject, d v1.Descriptor, raw []byte) error
 	// Commit writes the manifest or index and gives it the location's name.
 	// All that it refers to must have been written.
 	Commit(ctx context.Context, d v1.Descriptor, raw []byte) error

@@ -146,6 +146,12 @@ func (r *registry) PutManifest(ctx context.Context, d v1.Descriptor, raw []byte)
 	return nil
 }
 
+// PutReferrer leaves it to the library to ask whether the registry lists
+// referrers, and to keep the tag otherwise.
+func (r *registry) PutReferrer(ctx context.Context, _, d v1.Descriptor, raw []byte) error {
+	return r.PutManifest(ctx, d, raw)
+}
+
 func (r *registry) Commit(ctx context.Context, d v1.Descriptor, raw []byte) error {
 	if err := r.pusher.Put(ctx, r.ref, manifest{d, raw}); err != nil {
 		return classify(err, "write %s", r.ref)

@@ -112,6 +112,26 @@ func (m *Matcher) Match(tree *toc.Tree) *Match {
 	return out
 }
 
+// Members returns the members that an Order may want of the layer, as runs without
+// rank, sorted by Offset.
+func (m *Match) Members() []Run {
+	seen := map[member]struct{}{}
+	for _, list := range m.hits {
+		for _, mb := range list {
+			seen[mb] = struct{}{}
+		}
+	}
+	for _, mb := range m.byID {
+		seen[mb] = struct{}{}
+	}
+	out := make([]Run, 0, len(seen))
+	for mb := range seen {
+		out = append(out, Run{Offset: mb.offset, Size: mb.size})
+	}
+	slices.SortFunc(out, func(a, b Run) int { return cmp.Compare(a.Offset, b.Offset) })
+	return out
+}
+
 // find returns the regular file at a path, or what the layer has there else.
 func find(tree *toc.Tree, path string) (entry uint32, s standing) {
 	if opaque(tree, toc.Root) {
