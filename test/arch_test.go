@@ -37,7 +37,7 @@ var mayImport = map[string][]string{
 	"internal/annotation":         {},
 	"internal/artifact":           {"internal/annotation", "internal/chunk", "internal/toc", "internal/trace"},
 	"internal/cache":              {"internal/catalog", "internal/store", "internal/toc", "internal/trace"},
-	"internal/catalog":            {"internal/annotation", "internal/database"},
+	"internal/catalog":            {"internal/annotation", "internal/artifact", "internal/database"},
 	"internal/chunk":              {},
 	"internal/fdstore":            {},
 	"internal/database":           {},

@@ -27,6 +27,13 @@
 // given to them, and what toc.Parse would refuse is refused. Content is believed
 // when it has been compared with its chunk ID.
 //
+// What a root says of a layer is bound to the image whose manifest names the
+// root, and not to the digest of the layer's own table: to compare these one
+// needs all of that table. So a tree from here is this image's. Before another
+// image is served from it, which has the same layer and another root, or none, it
+// must agree with what that one says (toc.Tree.Agrees), or with the layer's own
+// table; else an image could change what is in another.
+//
 // # The TOC blob, version 1
 //
 // Integers are little-endian. uvarint and varint are those of encoding/binary,

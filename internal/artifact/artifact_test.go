@@ -79,6 +79,9 @@ func compare(t *testing.T, img image, root *Root, pages *Pages, layer int, got, 
 			t.Fatalf("layer %d: file %d has another content", layer, e)
 		}
 	}
+	if !got.Agrees(want) {
+		t.Fatalf("layer %d: the trees don't agree", layer)
+	}
 	for c := range uint32(want.NumChunks()) {
 		g, w := got.Chunk(c), want.Chunk(c)
 		gm, wm := got.Member(g.Member), want.Member(w.Member)

@@ -13,15 +13,15 @@ import (
 // Ref is what an image's manifest says of its artifact: enough to ask for the
 // blobs and to verify them.
 type Ref struct {
-	TOC  Blob
-	Root Blob // the first bytes of TOC
-	Hot  Blob // zero if there is no hot set
+	TOC  Blob `json:"toc"`
+	Root Blob `json:"root"`         // the first bytes of TOC
+	Hot  Blob `json:"hot,omitzero"` // zero if there is no hot set
 }
 
 // Blob names content.
 type Blob struct {
-	Digest string // as OCI writes it, with sha256
-	Size   int64  // bytes
+	Digest string `json:"digest"` // as OCI writes it, with sha256
+	Size   int64  `json:"size"`   // bytes
 }
 
 // BlobOf names b.

@@ -25,6 +25,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/airstream-io/airstream/internal/artifact"
 	"github.com/airstream-io/airstream/internal/database"
 )
 
@@ -67,6 +68,9 @@ type Image struct {
 	Names     []string      `json:"names,omitempty"` // "host/repo:tag", by which it was asked for
 	Layers    []ImageLayer  `json:"layers"`          // lowest first
 	Learned   time.Time     `json:"learned"`
+	// Artifact is what its manifest says of one table for all layers and of its
+	// hot set; nil if it says nothing that this version reads.
+	Artifact *artifact.Ref `json:"artifact,omitempty"`
 }
 
 // Size returns the sum of the layers' compressed sizes, in bytes.

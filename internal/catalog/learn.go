@@ -16,6 +16,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/airstream-io/airstream/internal/annotation"
+	"github.com/airstream-io/airstream/internal/artifact"
 	"github.com/airstream-io/airstream/internal/database"
 )
 
@@ -128,7 +129,17 @@ func parse(mediaType string, manifest, config []byte) (*parsed, error) {
 		}
 		p.Layers = append(p.Layers, l)
 	}
+	p.Artifact = artifactOf(m.Annotations)
 	return p, nil
+}
+
+// artifactOf reads what a manifest says of the image's artifact.
+func artifactOf(annotations map[string]string) *artifact.Ref {
+	ref, ok := artifact.ParseRef(annotations)
+	if !ok {
+		return nil
+	}
+	return &ref
 }
 
 func platform(p ocispec.Platform) string {

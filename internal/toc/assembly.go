@@ -1,6 +1,7 @@
 package toc
 
 import (
+	"bytes"
 	"fmt"
 	"math"
 	"strings"
@@ -229,6 +230,31 @@ func (t *Tree) Known(entry uint32) bool {
 	first, end := t.Chunks(entry)
 	for c := first; c < end; c++ {
 		if chunk.ID(t.flat.chunks.at(c, chunkSize)[:32]) == (chunk.ID{}) {
+			return false
+		}
+	}
+	return true
+}
+
+// Agrees tells whether two trees say the same of a layer, as far as both know:
+// names, attributes, how files are cut, and of chunks whose IDs both have, what
+// they are and where. Images may share a layer and say different things of it in
+// their artifacts; a node that keeps one tree for both must know.
+func (t *Tree) Agrees(o *Tree) bool {
+	a, b := &t.flat, &o.flat
+	if !bytes.Equal(a.entries.b, b.entries.b) || !bytes.Equal(a.xattrs.b, b.xattrs.b) || !bytes.Equal(a.dirents.b, b.dirents.b) ||
+		!bytes.Equal(a.strings, b.strings) || a.chunks.n != b.chunks.n {
+		return false
+	}
+	for c := range uint32(a.chunks.n) {
+		x, y := a.chunk(c), b.chunk(c)
+		if x.Offset != y.Offset || x.Size != y.Size || a.chunkFile(c) != b.chunkFile(c) {
+			return false
+		}
+		if x.ID == (chunk.ID{}) || y.ID == (chunk.ID{}) {
+			continue
+		}
+		if x.ID != y.ID || x.Inner != y.Inner || a.member(x.Member).Offset != b.member(y.Member).Offset {
 			return false
 		}
 	}

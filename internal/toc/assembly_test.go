@@ -126,3 +126,36 @@ func TestTreeThatWaitsForIDs(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestTreesAgreeOnWhatBothKnow(t *testing.T) {
+	one, two, three := chunk.Sum([]byte("1")), chunk.Sum([]byte("2")), chunk.Sum([]byte("3"))
+	tree := func(name string, first, second chunk.ID, at int64) *Tree {
+		t.Helper()
+		a := NewAssembly(1000)
+		err := errors.Join(a.Add(aDir), a.Add(aFile), a.Chunk(first, 4, 0, Member{10, 20}), a.Chunk(second, 6, 0, Member{at, 30}), a.Name(0, name, 1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		tree, err := a.Tree()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return tree
+	}
+	full := tree("f", one, two, 20)
+	for name, test := range map[string]struct {
+		other *Tree
+		want  bool
+	}{
+		"itself":        {full, true},
+		"knows less":    {tree("f", chunk.ID{}, two, 20), true},
+		"knows nothing": {tree("f", chunk.ID{}, chunk.ID{}, 25), true},
+		"another chunk": {tree("f", one, three, 20), false},
+		"another place": {tree("f", one, two, 21), false},
+		"another name":  {tree("g", one, two, 20), false},
+	} {
+		if full.Agrees(test.other) != test.want || test.other.Agrees(full) != test.want {
+			t.Errorf("%s: want %t", name, test.want)
+		}
+	}
+}
