@@ -196,8 +196,15 @@ func (f *Fetcher) parallel(c Class) int {
 // need not stand still because one registry is down.
 func (f *Fetcher) underWay(c Class, r *round) (n int, left int64) {
 	for t := range f.queue.transfers {
+		if t.place != nil && t.place.lead != t {
+			continue // one stands for all of the stream
+		}
 		if t.class == c && !t.ticket.idle && !f.silent(t.ticket.host, r.now) {
 			n++
+			if t.place != nil {
+				left += t.place.end - t.place.at
+				continue
+			}
 			left += t.l.tree.Member(t.end-1).End - t.l.tree.Member(t.at).Offset
 		}
 	}

@@ -52,15 +52,23 @@ func (f *Fetcher) warm(l *layer, plan trace.Plan) {
 			runs = append(runs, hotRun{l, r.Rank, s})
 		}
 	}
+	f.planned(l, plan)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, r := range runs {
-		l.planMembers(r.first, r.end)
-	}
 	q := &f.queue
 	q.hot = append(q.hot, runs...)
 	slices.SortStableFunc(q.hot, func(a, b hotRun) int { return cmp.Compare(a.rank, b.rank) })
 	f.dispatch()
+}
+
+// planned notes what is in the hot set of a layer whose tree is here.
+func (f *Fetcher) planned(l *layer, plan trace.Plan) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, r := range plan {
+		s := membersIn(l.tree, r.Offset, r.Offset+r.Size)
+		l.planMembers(s.first, s.end)
+	}
 }
 
 // membersIn returns the members that begin in [from, to) of the blob.

@@ -127,8 +127,13 @@ func (f *Fetcher) soon(t *transfer, p piece) bool {
 	crossing := func(bytes int64) time.Duration {
 		return time.Duration(float64(bytes) / state.Rate * float64(time.Second))
 	}
-	m, at := t.l.tree.Member(member), t.l.tree.Member(t.at)
-	ride := crossing(m.End - at.Offset)
+	m := t.l.tree.Member(member)
+	var ride time.Duration
+	if t.place != nil {
+		ride = crossing(t.place.ends[p] - t.place.at)
+	} else {
+		ride = crossing(m.End - t.l.tree.Member(t.at).Offset)
+	}
 	if !t.ticket.answered {
 		ride += max(0, rtt-now.Sub(t.ticket.began))
 	}

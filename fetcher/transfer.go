@@ -22,6 +22,7 @@ type transfer struct {
 	end    uint32        // member behind the last
 	walk   *walk         // that it is a step of, or nil
 	done   chan struct{} // closed when it has ended
+	place  *place        // in the hot blob, if it goes with one; else nil (see stream.go)
 
 	// guarded by Fetcher.mu
 	grown  bool               // it brought more of a member that is not whole yet

@@ -16,6 +16,7 @@ import (
 
 	"github.com/airstream-io/airstream/fetcher"
 	"github.com/airstream-io/airstream/fetcher/registry"
+	"github.com/airstream-io/airstream/internal/artifact"
 	"github.com/airstream-io/airstream/internal/catalog"
 	"github.com/airstream-io/airstream/internal/store"
 )
@@ -96,7 +97,11 @@ func (m *Mirror) learn(ctx context.Context, q request, man registry.Manifest) er
 		return err
 	}
 	if !q.still {
-		if err := m.fetcher.Warm(layers...); err != nil {
+		ref, ok := artifact.ParseRef(parsed.Annotations)
+		if !ok || len(layers) != len(parsed.Layers) {
+			ref = artifact.Ref{}
+		}
+		if err := m.fetcher.WarmFrom(q.from, ref, layers...); err != nil {
 			return err
 		}
 	}
