@@ -94,6 +94,7 @@ func (s *hotStream) load(t *ticket, cancel context.CancelFunc) (*convoy, error) 
 	}
 	c := &convoy{transfers: map[*layer]*transfer{}, decoders: map[*layer]*decoder{}}
 	first, last := -1, -1
+	span := f.hotSpan()
 	for i := range s.frames {
 		frame := &s.frames[i]
 		chunks := s.needed(frame)
@@ -103,7 +104,7 @@ func (s *hotStream) load(t *ticket, cancel context.CancelFunc) (*convoy, error) 
 		if first < 0 {
 			first = i
 			c.place.ends = map[piece]int64{}
-		} else if !f.worthSkipping(frame.Offset - s.frames[last].Offset - s.frames[last].Size) {
+		} else if !f.worthSkipping(frame.Offset-s.frames[last].Offset-s.frames[last].Size) || frame.Offset+frame.Size-s.frames[first].Offset > span {
 			break
 		}
 		last = i

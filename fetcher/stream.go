@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/airstream-io/airstream/internal/artifact"
 	"github.com/airstream-io/airstream/internal/catalog"
@@ -20,7 +21,9 @@ import (
 //
 // The plans of an image's layers are hundreds of ranges of the layers' blobs. An
 // image that has an artifact has the same content once more, in the order of the
-// start and compressed better, in one blob: one request in place of all of them.
+// start and compressed better, in one blob: a few requests for what follows each
+// other in place of all of them. They are made several at a time, for of one
+// connection a loss takes half (facts: 27% of geo-vsat at 1%, and 79% with eight).
 // It is only another way for the same chunks: which they are, and whether the
 // bytes are right, say the layers' own tables, and what the blob doesn't bring
 // the plans bring.
@@ -97,6 +100,22 @@ func (s *hotStream) run(ctx context.Context) error {
 	if err := s.read(raw); err != nil {
 		return err
 	}
+	requests, ctx := errgroup.WithContext(ctx)
+	for range s.parallel() {
+		requests.Go(func() error { return s.bring(ctx) })
+	}
+	return requests.Wait()
+}
+
+// parallel is how many requests to make at a time: as many frames as fill the
+// link for two and a half round trips, so that loss on some leaves it full.
+func (s *hotStream) parallel() int {
+	frame := max(1, s.ref.Hot.Size/int64(max(1, len(s.frames))))
+	return int(min(max((s.f.meter.BandwidthDelay()*5/2+frame-1)/frame, 2), maxBlobs))
+}
+
+// bring makes requests one after another until nothing is left to ask for.
+func (s *hotStream) bring(ctx context.Context) error {
 	o, err := artifact.NewOpener()
 	if err != nil {
 		return err
