@@ -1,0 +1,345 @@
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
+
+	"github.com/airstream-io/airstream/internal/link/wire"
+)
+
+const (
+	// Windows of what the proxy sends: several times what any of our links holds.
+	// Fixed ones also keep gRPC from sending pings to measure the link, and its
+	// 64 KiB would cap a stream at 0.9 Mbit/s over 600 ms (facts, links).
+	streamWindow = 8 << 20
+	connWindow   = 8 << 20
+	maxMessage   = 64 << 10 // pieces are far smaller
+)
+
+// once opens one connection and serves it until it breaks. progress tells that a
+// session came about.
+func (s *Session) once(ctx context.Context, failures int) (progress bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	w := newWatch(s.opts.MinStall<<min(failures, 4), cancel)
+	defer w.end()
+	conn, err := grpc.NewClient("passthrough:///"+s.opts.Address,
+		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
+			c, err := s.opts.Dial(ctx, "tcp", addr)
+			if err != nil {
+				w.failed(err)
+				return nil, err
+			}
+			return w.on(c), nil
+		}),
+		grpc.WithTransportCredentials(heldCreds{credentials.NewTLS(s.opts.TLS), w}),
+		grpc.WithInitialWindowSize(streamWindow), grpc.WithInitialConnWindowSize(connWindow),
+		grpc.WithReadBufferSize(16<<10), grpc.WithWriteBufferSize(4<<10),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: time.Hour, MaxDelay: time.Hour}, MinConnectTimeout: time.Hour}),
+		grpc.WithIdleTimeout(0), grpc.WithDisableServiceConfig(), grpc.WithDisableRetry(), grpc.WithDisableHealthCheck(), grpc.WithNoProxy(),
+	)
+	if err != nil {
+		return false, fmt.Errorf("link: %s: %w", s.opts.Address, err)
+	}
+	defer func() { err = errors.Join(err, conn.Close()) }()
+	stream, err := wire.NewLinkClient(conn).Session(ctx)
+	if err != nil {
+		return false, w.why(err)
+	}
+	if _, err := stream.Header(); err != nil {
+		return false, w.why(err)
+	}
+	s.up(ctx)
+	var sending sync.WaitGroup
+	defer sending.Wait()
+	defer cancel()
+	s.begin(w)
+	defer s.finish(w)
+	sending.Go(func() {
+		if err := s.sendAll(ctx, stream); err != nil && ctx.Err() == nil {
+			s.log.DebugContext(ctx, "sending to the proxy", slog.Any("error", err))
+			cancel()
+		}
+	})
+	return true, w.why(s.receive(ctx, stream, w))
+}
+
+// begin lets a connection begin with all that is wanted.
+func (s *Session) begin(w *watch) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.watch, s.out = w, nil
+	for _, p := range s.pulls {
+		s.out = append(s.out, p.request()...)
+	}
+	if len(s.out) == 0 {
+		w.rest()
+	}
+}
+
+func (s *Session) finish(w *watch) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.watch, s.out = nil, nil
+	s.state.Bytes += w.bytes()
+}
+
+// sendAll sends what is queued until ctx ends.
+func (s *Session) sendAll(ctx context.Context, stream grpc.BidiStreamingClient[wire.Up, wire.Down]) error {
+	for {
+		s.mu.Lock()
+		out, more := s.out, s.more
+		s.out = nil
+		s.mu.Unlock()
+		for _, m := range out {
+			if err := stream.Send(m); err != nil {
+				return err
+			}
+		}
+		if len(out) > 0 {
+			continue
+		}
+		select {
+		case <-more:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// receive takes what comes until the stream breaks, and keeps the beginnings of
+// records.
+func (s *Session) receive(ctx context.Context, stream grpc.BidiStreamingClient[wire.Up, wire.Down], w *watch) error {
+	r := receiver{begun: s.begun}
+	defer func() {
+		for _, part := range r.partials() {
+			if p := s.pull(part.head.GetPull()); p != nil {
+				p.keep(part)
+			}
+		}
+	}()
+	unasked := idle{since: time.Now()}
+	for {
+		m, err := stream.Recv()
+		if err != nil {
+			return told(err)
+		}
+		w.busy(true) // what takes its time here is not the link
+		rec, err := r.piece(m)
+		if err == nil && rec != nil {
+			err = s.deliver(ctx, rec, &unasked)
+		}
+		w.busy(false)
+		if err != nil {
+			return err
+		}
+		if rec != nil && !s.waiting() {
+			w.rest()
+		}
+	}
+}
+
+func (s *Session) pull(id uint32) *Pull {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.pulls[id]
+}
+
+func (s *Session) begun(h *wire.Head) ([]byte, bool) {
+	if p := s.pull(h.GetPull()); p != nil {
+		return p.begun(h)
+	}
+	return nil, false
+}
+
+// deliver hands a record to its pull.
+func (s *Session) deliver(ctx context.Context, r *record, unasked *idle) error {
+	p := s.pull(r.head.GetPull())
+	if p == nil {
+		return unasked.add(r)
+	}
+	switch k := r.head.GetKind().(type) {
+	case *wire.Head_Refusal:
+		if err := unasked.add(r); err != nil {
+			return err
+		}
+		ref := &Refusal{Reason: k.Refusal.GetReason(), Text: clip(k.Refusal.GetText())}
+		if t := k.Refusal.GetSince(); t > 0 {
+			ref.Since = time.Unix(t, 0)
+		}
+		if ref.Temporary() {
+			p.sink.Status(ref.Error())
+			return nil // the proxy goes on trying
+		}
+		p.fail(ref)
+		return nil
+	case *wire.Head_Status:
+		p.sink.Status(clip(k.Status.GetText()))
+		return unasked.add(r)
+	case nil:
+		return unasked.add(r)
+	}
+	return p.take(ctx, r, unasked)
+}
+
+func clip(s string) string { return s[:min(len(s), maxText)] }
+
+// heldCreds tell the watch of the handshake.
+type heldCreds struct {
+	credentials.TransportCredentials
+	w *watch
+}
+
+// ClientHandshake implements credentials.TransportCredentials.
+func (c heldCreds) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	conn, info, err := c.TransportCredentials.ClientHandshake(ctx, authority, raw)
+	if err != nil {
+		c.w.failed(err)
+	}
+	return conn, info, err
+}
+
+// Clone implements credentials.TransportCredentials.
+func (c heldCreds) Clone() credentials.TransportCredentials {
+	return heldCreds{c.TransportCredentials.Clone(), c.w}
+}
+
+// watch ends a connection on which something is expected and nothing comes, be
+// it a single byte, for longer than the link explains.
+type watch struct {
+	min  time.Duration
+	kill context.CancelFunc
+	read atomic.Int64 // bytes
+
+	mu      sync.Mutex
+	timer   *time.Timer
+	heard   time.Time     // guarded by mu; when something came last
+	gap     time.Duration // guarded by mu; the longest silence that ended
+	resting bool          // guarded by mu; nothing is expected
+	working bool          // guarded by mu; what came is being taken
+	stalled bool          // guarded by mu
+	err     error         // guarded by mu; of dialling
+}
+
+func newWatch(least time.Duration, kill context.CancelFunc) *watch {
+	w := &watch{min: least, kill: kill, heard: time.Now()}
+	w.timer = time.AfterFunc(least, w.look)
+	return w
+}
+
+// limit is how long a silence may be: what the link has shown is no stall.
+// w.mu is held.
+func (w *watch) limit() time.Duration { return max(w.min, 4*w.gap) }
+
+func (w *watch) look() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.resting {
+		return
+	}
+	if w.working {
+		w.heard = time.Now()
+	}
+	if left := w.limit() - time.Since(w.heard); left > 0 {
+		w.timer.Reset(left)
+		return
+	}
+	w.stalled = true
+	w.kill()
+}
+
+func (w *watch) hear(n int) {
+	w.read.Add(int64(n))
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	now := time.Now()
+	if !w.resting && !w.working {
+		w.gap = max(w.gap, now.Sub(w.heard))
+	}
+	w.heard = now
+}
+
+// expect begins the watch: something was asked for.
+func (w *watch) expect() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.resting {
+		w.resting, w.heard = false, time.Now()
+		w.timer.Reset(w.limit())
+	}
+}
+
+// rest ends the watch until something is asked for.
+func (w *watch) rest() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.resting = true
+	w.timer.Stop()
+}
+
+func (w *watch) busy(is bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.working = is
+	w.heard = time.Now()
+}
+
+func (w *watch) failed(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.err = err
+	w.kill() // gRPC would try again by itself, and keep the reason
+}
+
+func (w *watch) end() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.resting = true
+	w.timer.Stop()
+}
+
+func (w *watch) bytes() int64 { return w.read.Load() }
+
+// errStalled is why a connection ends that made no progress.
+var errStalled = errors.New("link: nothing came for longer than the link explains")
+
+// why returns what really happened.
+func (w *watch) why(err error) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case w.stalled:
+		return errStalled
+	case w.err != nil:
+		return fmt.Errorf("link: %w", w.err)
+	}
+	return told(err)
+}
+
+// on watches a connection.
+func (w *watch) on(c net.Conn) net.Conn { return &watched{c, w} }
+
+type watched struct {
+	net.Conn
+	w *watch
+}
+
+// Read implements net.Conn.
+func (c *watched) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if n > 0 {
+		c.w.hear(n)
+	}
+	return n, err
+}

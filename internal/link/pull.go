@@ -1,0 +1,243 @@
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/airstream-io/airstream/internal/chunk"
+	"github.com/airstream-io/airstream/internal/link/wire"
+)
+
+// Sink is where a pull delivers. Its methods are called by one goroutine, in
+// the order of arrival, with content that was verified; what they are given is
+// theirs. While one runs, nothing more is taken from the link. An error ends the
+// pull, and Wait returns it.
+type Sink interface {
+	Manifest(ctx context.Context, m Manifest) error
+	Config(ctx context.Context, d digest.Digest, body []byte) error
+	// Table stores a table of contents and returns the chunks that it has.
+	Table(ctx context.Context, t Table) (Chunks, error)
+	// Known returns the chunks of a layer whose table Request.Tables named or
+	// an image of Request.Have has; nil if the table is not here after all.
+	Known(ctx context.Context, layer int, desc ocispec.Descriptor) (Chunks, error)
+	// Chunk stores a chunk of a layer.
+	Chunk(ctx context.Context, layer int, number uint32, content []byte) error
+	// Base returns content that is here, of an image of Request.Have.
+	Base(ctx context.Context, b Base) ([]byte, error)
+	// Status tells what the proxy is at while nothing comes.
+	Status(text string)
+}
+
+// Chunks says what the chunks of a layer are; toc.Tree knows.
+type Chunks interface {
+	NumChunks() int
+	ChunkID(number uint32) (id chunk.ID, size uint32)
+}
+
+// Request is what a node asks for.
+type Request struct {
+	Reference string // "registry.example/repo:tag" or "…@sha256:…"
+	Platform  string // "linux/amd64"
+	Depth     Depth
+	Have      []string // images that are here whole: "registry.example/repo@sha256:…"; the one to build on first
+	Tables    []digest.Digest
+}
+
+// ErrContent says that a proxy sends content that is not what its digest says.
+// The same may be had right elsewhere.
+var ErrContent = errors.New("what the proxy sends is not what the image says")
+
+// maxWrong is how often an item may come wrong before the pull ends.
+const maxWrong = 3
+
+// Pull is an image that is being asked for. Its methods may be called
+// concurrently.
+type Pull struct {
+	s    *Session
+	sink Sink
+	done chan struct{} // closed when it has ended
+
+	mu       sync.Mutex
+	req      *wire.Pull        // guarded by mu; Resume, Got and Partial are made when it is sent
+	manifest *ocispec.Manifest // guarded by mu
+	raw      []byte            // guarded by mu; what it was read from
+	state    pullState
+	demanded map[chunkKey]struct{} // guarded by mu; asked for, and have not come
+	received uint64                // guarded by mu; chunks of this connection that were no items in their order
+	wrong    map[chunkKey]int      // guarded by mu
+	err      error                 // guarded by mu
+	ended    bool                  // guarded by mu
+	complete bool                  // guarded by mu; Done came
+}
+
+// chunkKey names a chunk of a pull; chunk tableKey is the layer's table.
+type chunkKey struct {
+	layer uint32
+	chunk uint32
+}
+
+const tableKey = ^uint32(0)
+
+// pullState is what survives a session. It is guarded by Pull.mu.
+type pullState struct {
+	manifest digest.Digest // it and its config are here; "" before
+	config   bool
+	plan     []byte
+	items    uint64
+	hot      uint64
+	position uint64
+	got      map[chunkKey]uint64 // came out of order: their items; 0: not known
+	chunks   []Chunks            // by layer; nil: no table yet
+	partial  []*record
+}
+
+// Wait waits until the pull has ended: everything is here (nil), the proxy has
+// refused it for good (*Refusal), sent wrong content (ErrContent), or the Sink
+// failed. A link that is down doesn't end it.
+func (p *Pull) Wait(ctx context.Context) error {
+	select {
+	case <-p.done:
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.err
+	case <-ctx.Done():
+		return fmt.Errorf("link: pull %s: %w", p.req.GetReference(), context.Cause(ctx))
+	}
+}
+
+// Progress is how far a pull is.
+type Progress struct {
+	Items, Hot, Position uint64 // of the plan; 0 before it has come
+	Complete             bool
+}
+
+// Progress returns how far the pull is.
+func (p *Pull) Progress() Progress {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return Progress{Items: p.state.items, Hot: p.state.hot, Position: p.state.position, Complete: p.complete}
+}
+
+// Demand asks for chunks that somebody waits for. They come through the Sink,
+// also after the pull is complete and until Cancel; a demand survives the link.
+func (p *Pull) Demand(layer int, numbers ...uint32) {
+	p.mu.Lock()
+	var ask []uint32
+	for _, n := range numbers {
+		k := chunkKey{uint32(layer), n} //nolint:gosec // few
+		if _, ok := p.demanded[k]; !ok && !p.ended {
+			p.demanded[k] = struct{}{}
+			ask = append(ask, n)
+		}
+	}
+	var all []*wire.Up
+	for part := range slices.Chunk(ask, MaxDemand) {
+		all = append(all, p.demand(uint32(layer), part)) //nolint:gosec // few
+	}
+	p.mu.Unlock()
+	if len(all) > 0 {
+		p.s.say(all...)
+	}
+}
+
+// demand makes the message. p.mu is held.
+func (p *Pull) demand(layer uint32, numbers []uint32) *wire.Up {
+	return &wire.Up{Kind: &wire.Up_Demand{Demand: &wire.Demand{
+		Pull: p.req.GetId(), Layer: layer, Chunks: numbers, Position: p.state.position, Received: p.received,
+	}}}
+}
+
+// Cancel ends the pull.
+func (p *Pull) Cancel() {
+	p.s.forget(p)
+	p.end(context.Canceled)
+}
+
+// end notes how the pull ended.
+func (p *Pull) end(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.ended && !p.complete {
+		p.err = err
+		close(p.done)
+	}
+	p.ended = true
+}
+
+// waiting tells whether something is to come. p.mu is not held.
+func (p *Pull) waiting() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return !p.ended && (!p.complete || len(p.demanded) > 0)
+}
+
+// keyOf returns what a record of a pull brings; ok is false for what has no
+// key.
+func keyOf(h *wire.Head) (k chunkKey, ok bool) {
+	switch kind := h.GetKind().(type) {
+	case *wire.Head_Table:
+		return chunkKey{kind.Table.GetLayer(), tableKey}, true
+	case *wire.Head_Chunk:
+		return chunkKey{kind.Chunk.GetLayer(), kind.Chunk.GetChunk()}, true
+	}
+	return k, false
+}
+
+// request returns the message that asks for what is missing.
+func (p *Pull) request() []*wire.Up {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	m, ok := proto.Clone(p.req).(*wire.Pull)
+	if !ok {
+		return nil
+	}
+	p.state.describe(m)
+	p.received = 0
+	all := []*wire.Up{{Kind: &wire.Up_Pull{Pull: m}}}
+	byLayer := map[uint32][]uint32{}
+	for k := range p.demanded {
+		byLayer[k.layer] = append(byLayer[k.layer], k.chunk)
+	}
+	for layer, numbers := range byLayer {
+		for part := range slices.Chunk(numbers, MaxDemand) {
+			all = append(all, p.demand(layer, part))
+		}
+	}
+	return all
+}
+
+// begun returns what is here of a record that goes on.
+func (p *Pull) begun(h *wire.Head) ([]byte, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i, r := range p.state.partial {
+		if sameForm(r.head, h) {
+			p.state.partial = slices.Delete(p.state.partial, i, i+1)
+			return r.payload, true
+		}
+	}
+	return nil, false
+}
+
+// keep keeps what broke off, the latest first.
+func (p *Pull) keep(r *record) {
+	if _, ok := keyOf(r.head); !ok {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	k, _ := keyOf(r.head)
+	p.state.partial = slices.DeleteFunc(p.state.partial, func(o *record) bool {
+		ok, _ := keyOf(o.head)
+		return ok == k
+	})
+	p.state.partial = slices.Insert(p.state.partial, 0, r)
+	p.state.partial = p.state.partial[:min(len(p.state.partial), int(NumLanes))]
+}

@@ -1,0 +1,303 @@
+package proxy
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/airstream-io/airstream/internal/annotation"
+	"github.com/airstream-io/airstream/internal/link"
+	"github.com/airstream-io/airstream/internal/link/wire"
+	"github.com/airstream-io/airstream/internal/toc"
+)
+
+// pull is an image that a node is being sent.
+type pull struct {
+	ss   *session
+	req  *wire.Pull
+	stop context.CancelFunc
+
+	tables map[string]bool // prefixes of digests of tables that the node has
+	ready  chan struct{}   // closed when what follows is set
+	layers []*layer        // of the image; nil: not lazy
+	bases  *bases          // what chunks may build on
+
+	mu      sync.Mutex
+	claimed map[key]claim         // guarded by mu
+	begun   map[key]*wire.Partial // guarded by mu; what the node has of what broke off
+	sent    sentLog               // guarded by mu
+	wanted  []key                 // guarded by mu; demands, in their order
+	more    chan struct{}         // guarded by mu; closed and replaced when wanted grows
+}
+
+// key names a chunk of an image.
+type key struct {
+	layer uint32
+	chunk uint32
+}
+
+// tableKey is the chunk of a key that is a layer's table.
+const tableKey = ^uint32(0)
+
+// maxWanted bounds what a node may demand ahead of what it got.
+const maxWanted = 1 << 16
+
+func newPull(ss *session, req *wire.Pull) *pull {
+	p := &pull{ss: ss, req: req, stop: func() {}, tables: map[string]bool{}, ready: make(chan struct{}), begun: map[key]*wire.Partial{}, claimed: map[key]claim{}, more: make(chan struct{})}
+	for t := range sliceChunks(req.GetTables(), 8) {
+		p.tables[string(t)] = true
+	}
+	for _, part := range req.GetPartial() {
+		switch k := part.GetHead().GetKind().(type) {
+		case *wire.Head_Chunk:
+			p.begun[key{k.Chunk.GetLayer(), k.Chunk.GetChunk()}] = part
+		case *wire.Head_Table:
+			p.begun[key{k.Table.GetLayer(), tableKey}] = part
+		}
+	}
+	return p
+}
+
+func sliceChunks(b []byte, n int) func(func([]byte) bool) {
+	return func(yield func([]byte) bool) {
+		for len(b) >= n && yield(b[:n]) {
+			b = b[n:]
+		}
+	}
+}
+
+// put hands a record to the session's Sender.
+func (p *pull) put(ctx context.Context, lane link.Lane, h *wire.Head, payload []byte, k any) error {
+	h.Pull = p.req.GetId()
+	return p.ss.peer.Put(ctx, lane, link.Record{Head: h, Payload: payload, Key: k})
+}
+
+// recordKey is by what the Sender finds a record of a pull.
+type recordKey struct {
+	pull uint32
+	key  key
+}
+
+// refuse tells the node why it gets nothing, or not now.
+func (p *pull) refuse(ctx context.Context, err error) error {
+	r, ok := errors.AsType[*link.Refusal](err)
+	if !ok {
+		r = &link.Refusal{Reason: wire.Reason_REASON_UPSTREAM, Text: "the proxy has trouble of its own"}
+	}
+	p.ss.s.metrics.refused(r.Reason)
+	m := &wire.Refusal{Reason: r.Reason, Text: r.Text}
+	if !r.Since.IsZero() {
+		m.Since = r.Since.Unix()
+	}
+	return p.put(ctx, link.Demand, &wire.Head{Kind: &wire.Head_Refusal{Refusal: m}}, nil, nil)
+}
+
+const (
+	firstPause = time.Second
+	maxPause   = time.Minute
+)
+
+// retry does something until it succeeds, or cannot; what is in the way is told
+// to the node, once.
+func (p *pull) retry(ctx context.Context, do func() error) error {
+	told := ""
+	for n := 0; ; n++ {
+		err := do()
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		r, ok := errors.AsType[*link.Refusal](err)
+		if ok && !r.Temporary() {
+			return err
+		}
+		if err.Error() != told {
+			told = err.Error()
+			p.ss.log.WarnContext(ctx, "an image cannot be served now", slog.String("image", p.req.GetReference()), slog.Any("error", err))
+			if err := p.refuse(ctx, err); err != nil {
+				return err
+			}
+		}
+		pause := min(firstPause<<min(n, 10), maxPause)
+		t := time.NewTimer(pause/2 + rand.N(pause/2)) //nolint:gosec // jitter, no secret
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return ctx.Err()
+		}
+	}
+}
+
+// run sends the image.
+func (p *pull) run(ctx context.Context) {
+	began := time.Now()
+	err := p.send(ctx)
+	if ctx.Err() != nil {
+		return
+	}
+	if err != nil {
+		p.ss.log.WarnContext(ctx, "an image is not served", slog.String("image", p.req.GetReference()), slog.Any("error", err))
+		if err := p.refuse(ctx, err); err == nil {
+			p.ss.cancel(p.req.GetId())
+		}
+		return
+	}
+	p.ss.s.metrics.images.Inc()
+	p.ss.log.InfoContext(ctx, "an image was sent", slog.String("image", p.req.GetReference()), slog.Duration("took", time.Since(began).Round(time.Millisecond)))
+}
+
+func (p *pull) send(ctx context.Context) error {
+	var img *image
+	err := p.retry(ctx, func() (err error) {
+		img, err = p.ss.s.image(ctx, p.req.GetReference(), p.req.GetPlatform())
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	resumed := p.req.GetResume()
+	if sum, err := hex.DecodeString(img.manifest.digest.Encoded()); err != nil || !bytes.Equal(sum, resumed.GetManifest()) {
+		resumed = nil
+		if err := p.sendNames(ctx, img); err != nil {
+			return err
+		}
+	}
+	var plan *plan
+	err = p.retry(ctx, func() (err error) {
+		plan, err = p.plan(ctx, img)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	close(p.ready)
+	if err := p.put(ctx, link.Demand, &wire.Head{Kind: &wire.Head_Plan{Plan: &wire.Plan{Digest: plan.digest[:], Items: plan.items, Hot: plan.hot}}}, nil, nil); err != nil {
+		return err
+	}
+	from := uint64(0)
+	if bytes.Equal(resumed.GetPlan(), plan.digest[:]) {
+		from = resumed.GetPosition()
+		p.skipGot()
+	}
+	if err := p.items(ctx, plan, from); err != nil {
+		return err
+	}
+	return p.put(ctx, link.Rest, &wire.Head{Kind: &wire.Head_Done{Done: &wire.Done{}}}, nil, nil)
+}
+
+// skipGot claims what came out of order, so that it isn't sent again.
+func (p *pull) skipGot() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, g := range p.req.GetGot() {
+		if int(g.GetLayer()) >= len(p.layers) || p.layers[g.GetLayer()] == nil {
+			continue
+		}
+		link.Expand(g, uint32(p.layers[g.GetLayer()].tree.NumChunks()), func(c uint32) { //nolint:gosec // below 2^32
+			p.claimed[key{g.GetLayer(), c}] = gone
+		})
+	}
+}
+
+// sendNames sends manifests and config.
+func (p *pull) sendNames(ctx context.Context, img *image) error {
+	send := func(d document, index bool) error {
+		sum, err := hex.DecodeString(d.digest.Encoded())
+		if err != nil {
+			return err
+		}
+		codec, payload := link.Encode(d.body)
+		h := &wire.Head{Codec: codec, Length: uint64(len(d.body)), Kind: &wire.Head_Manifest{Manifest: &wire.Manifest{MediaType: d.mediaType, Digest: sum, Index: index}}}
+		return p.put(ctx, link.Demand, h, payload, nil)
+	}
+	if img.index != nil {
+		if err := send(*img.index, true); err != nil {
+			return err
+		}
+	}
+	if err := send(img.manifest, false); err != nil {
+		return err
+	}
+	codec, payload := link.Encode(img.config)
+	return p.put(ctx, link.Demand, &wire.Head{Codec: codec, Length: uint64(len(img.config)), Kind: &wire.Head_Config{Config: &wire.Config{}}}, payload, nil)
+}
+
+// plan opens the layers and plans what the node lacks.
+func (p *pull) plan(ctx context.Context, img *image) (*plan, error) {
+	s := p.ss.s
+	layers := make([]*layer, len(img.layers))
+	group, gctx := errgroup.WithContext(ctx)
+	group.SetLimit(4)
+	for i, desc := range img.layers {
+		if desc.Annotations[annotation.TOCDigest] == "" {
+			continue
+		}
+		group.Go(func() (err error) {
+			layers[i], err = s.layer(gctx, img.repo, desc)
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	inventory, err := p.inventory(ctx)
+	if err != nil {
+		return nil, err
+	}
+	p.layers = layers
+	return makePlan(img, layers, p.req.GetDepth(), inventory, p.req.GetHave()), nil
+}
+
+// inventory returns the objects of the images that the node has. One that is not
+// to be found any more is left out.
+func (p *pull) inventory(ctx context.Context) ([][]toc.ObjectID, error) {
+	s := p.ss.s
+	seen := map[digest.Digest]bool{}
+	var all [][]toc.ObjectID
+	p.bases = &bases{}
+	for _, ref := range p.req.GetHave() {
+		if _, err := name.NewDigest(ref, name.StrictValidation); err != nil {
+			return nil, refuse(wire.Reason_REASON_REQUEST, "%q in the inventory is no image by digest", ref)
+		}
+		img, err := s.image(ctx, ref, "")
+		if r, ok := errors.AsType[*link.Refusal](err); ok && !r.Temporary() {
+			p.ss.log.InfoContext(ctx, "an image of an inventory is not to be found", slog.String("image", ref), slog.Any("error", err))
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, desc := range img.layers {
+			d := digest.Digest(desc.Annotations[annotation.TOCDigest])
+			if d == "" || seen[d] {
+				continue
+			}
+			seen[d] = true
+			l, err := s.layer(ctx, img.repo, desc)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, l.objects())
+			p.tables[prefixOf(d)] = true
+		}
+		p.bases.add(img)
+	}
+	return all, nil
+}
+
+func prefixOf(d digest.Digest) string {
+	b, err := hex.DecodeString(d.Encoded()[:16])
+	if err != nil {
+		return ""
+	}
+	return string(b)
+}

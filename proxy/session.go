@@ -1,0 +1,92 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/airstream-io/airstream/internal/link"
+	"github.com/airstream-io/airstream/internal/link/wire"
+)
+
+// session is a node that is here.
+type session struct {
+	s     *Server
+	peer  *link.Peer
+	end   context.CancelCauseFunc
+	began time.Time
+	log   *slog.Logger
+	work  sync.WaitGroup
+
+	mu    sync.Mutex
+	pulls map[uint32]*pull // guarded by mu; by ID
+}
+
+// serve answers what the node says until it has no more to say, or is gone.
+func (ss *session) serve(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer ss.work.Wait()
+	defer cancel()
+	for {
+		m, err := ss.peer.Recv(ctx)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		switch k := m.GetKind().(type) {
+		case *wire.Up_Pull:
+			ss.pull(ctx, k.Pull)
+		case *wire.Up_Demand:
+			ss.demand(k.Demand)
+		case *wire.Up_Cancel:
+			ss.cancel(k.Cancel.GetPull())
+		}
+	}
+}
+
+// pull begins a pull, unless it is under way already.
+func (ss *session) pull(ctx context.Context, req *wire.Pull) {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	if _, ok := ss.pulls[req.GetId()]; ok {
+		return
+	}
+	p := newPull(ss, req)
+	if len(ss.pulls) >= ss.s.opts.Limits.Pulls {
+		ss.work.Go(func() {
+			_ = p.refuse(ctx, refuse(wire.Reason_REASON_REQUEST, "%d images at a time are too many", ss.s.opts.Limits.Pulls+1)) // the session ends anyway
+		})
+		return
+	}
+	ss.pulls[req.GetId()] = p
+	ctx, p.stop = context.WithCancel(ctx)
+	ss.work.Go(func() { p.run(ctx) })
+	ss.work.Go(func() { p.serveDemands(ctx) })
+}
+
+func (ss *session) find(id uint32) *pull {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	return ss.pulls[id]
+}
+
+func (ss *session) demand(m *wire.Demand) {
+	if p := ss.find(m.GetPull()); p != nil {
+		p.want(m)
+	}
+}
+
+func (ss *session) cancel(id uint32) {
+	ss.mu.Lock()
+	p := ss.pulls[id]
+	delete(ss.pulls, id)
+	ss.mu.Unlock()
+	if p != nil {
+		p.stop()
+	}
+}
