@@ -187,6 +187,7 @@ func (p *pull) want(m *wire.Demand) {
 			delete(p.claimed, k) // it has arrived, and is wanted again
 		}
 		p.wanted = append(p.wanted, k)
+		p.owes.Add(1)
 	}
 	close(p.more)
 	p.more = make(chan struct{})
@@ -216,16 +217,23 @@ func (p *pull) serveDemands(ctx context.Context) {
 				return
 			}
 		}
-		if int(k.layer) >= len(p.layers) || p.layers[k.layer] == nil || int64(k.chunk) >= int64(p.layers[k.layer].tree.NumChunks()) {
-			continue
-		}
-		if err := p.retry(ctx, func() error { return p.sendChunk(ctx, link.Demand, k, 0) }); err != nil {
+		err := p.meet(ctx, k)
+		p.owes.Add(-1)
+		if err != nil {
 			if ctx.Err() == nil && p.refuse(ctx, err) == nil {
 				p.ss.cancel(p.req.GetId())
 			}
 			return
 		}
 	}
+}
+
+// meet sends what was demanded, if there is such a chunk.
+func (p *pull) meet(ctx context.Context, k key) error {
+	if int(k.layer) >= len(p.layers) || p.layers[k.layer] == nil || int64(k.chunk) >= int64(p.layers[k.layer].tree.NumChunks()) {
+		return nil
+	}
+	return p.retry(ctx, func() error { return p.sendChunk(ctx, link.Demand, k, 0) })
 }
 
 // sentLog remembers what was handed to the Sender lately, to tell a chunk that

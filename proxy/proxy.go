@@ -47,6 +47,9 @@ type Options struct {
 	Revoked func(node string) bool
 	// Enroller gives nodes their certificates.
 	Enroller link.Enroller
+	// Reassure is how long a node that waits is told nothing at most, unless the
+	// link is what it waits for; 0: DefaultReassure.
+	Reassure time.Duration
 	Logger   *slog.Logger
 }
 
@@ -63,6 +66,9 @@ const (
 	DefaultSessions = 4
 	DefaultPulls    = 64
 )
+
+// DefaultReassure is well below link.DefaultMinStall.
+const DefaultReassure = 3 * time.Second
 
 const (
 	maxReads   = 16       // parts of blobs that are read from registries at a time; 1 MiB each
@@ -96,6 +102,9 @@ func New(opts Options) (*Server, error) {
 	}
 	if opts.Limits.Pulls == 0 {
 		opts.Limits.Pulls = DefaultPulls
+	}
+	if opts.Reassure == 0 {
+		opts.Reassure = DefaultReassure
 	}
 	c, err := openCache(filepath.Join(opts.Dir, "cache"), opts.CacheLimit)
 	if err != nil {

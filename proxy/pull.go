@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -30,6 +31,8 @@ type pull struct {
 	ready  chan struct{}   // closed when what follows is set
 	layers []*layer        // of the image; nil: not lazy
 	bases  *bases          // what chunks may build on
+
+	owes atomic.Int64 // what the node waits for: the plan, and demands
 
 	mu      sync.Mutex
 	claimed map[key]claim         // guarded by mu
@@ -112,7 +115,7 @@ func (p *pull) retry(ctx context.Context, do func() error) error {
 	told := ""
 	for n := 0; ; n++ {
 		err := do()
-		if err == nil || ctx.Err() != nil {
+		if err == nil || ctx.Err() != nil || errors.Is(err, link.ErrEnded) {
 			return err
 		}
 		r, ok := errors.AsType[*link.Refusal](err)
@@ -140,8 +143,10 @@ func (p *pull) retry(ctx context.Context, do func() error) error {
 // run sends the image.
 func (p *pull) run(ctx context.Context) {
 	began := time.Now()
+	p.owes.Add(1)
 	err := p.send(ctx)
-	if ctx.Err() != nil {
+	p.owes.Add(-1)
+	if ctx.Err() != nil || errors.Is(err, link.ErrEnded) {
 		return
 	}
 	if err != nil {
@@ -153,6 +158,29 @@ func (p *pull) run(ctx context.Context) {
 	}
 	p.ss.s.metrics.images.Inc()
 	p.ss.log.InfoContext(ctx, "an image was sent", slog.String("image", p.req.GetReference()), slog.Duration("took", time.Since(began).Round(time.Millisecond)))
+}
+
+// reassure tells a node that waits for something that the proxy is at it, while
+// nothing else can be said: else it would take the link for dead. It costs a few
+// bytes, and none while the link is what everything waits for.
+func (p *pull) reassure(ctx context.Context) {
+	every := p.ss.s.opts.Reassure
+	t := time.NewTicker(every)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return
+		}
+		if p.owes.Load() == 0 || p.ss.peer.Quiet() < every || p.ss.peer.TCP().Waiting {
+			continue
+		}
+		h := &wire.Head{Kind: &wire.Head_Status{Status: &wire.Status{Text: "the proxy is reading " + p.req.GetReference()}}}
+		if p.put(ctx, link.Demand, h, nil, nil) != nil {
+			return
+		}
+	}
 }
 
 func (p *pull) send(ctx context.Context) error {

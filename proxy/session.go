@@ -67,6 +67,7 @@ func (ss *session) pull(ctx context.Context, req *wire.Pull) {
 	ctx, p.stop = context.WithCancel(ctx)
 	ss.work.Go(func() { p.run(ctx) })
 	ss.work.Go(func() { p.serveDemands(ctx) })
+	ss.work.Go(func() { p.reassure(ctx) })
 }
 
 func (ss *session) find(id uint32) *pull {

@@ -241,3 +241,12 @@ func prose(seed uint64, n int) []byte {
 	}
 	return b.Bytes()[:n]
 }
+
+func layersOf(tb testing.TB, img *testImage) []ocispec.Descriptor {
+	tb.Helper()
+	var m ocispec.Manifest
+	if err := json.Unmarshal(img.manifest, &m); err != nil {
+		tb.Fatal(err)
+	}
+	return m.Layers
+}

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 
 	"github.com/opencontainers/go-digest"
@@ -165,7 +166,14 @@ func (p *Pull) restoreState(m *wire.Pull, raw, payloads []byte) error {
 	s.chunks = make([]Chunks, len(parsed.Layers))
 	s.got = map[chunkKey]uint64{}
 	for _, g := range m.GetGot() {
-		Expand(g, maxGot, func(c uint32) { s.got[chunkKey{g.GetLayer(), c}] = 0 })
+		n := uint64(len(s.got))
+		for i := 1; i < len(g.GetRuns()); i += 2 {
+			n += uint64(g.GetRuns()[i])
+		}
+		if n > maxGot {
+			return ErrCookie
+		}
+		Expand(g, math.MaxUint32, func(c uint32) { s.got[chunkKey{g.GetLayer(), c}] = 0 })
 	}
 	for _, part := range m.GetPartial() {
 		n := part.GetOffset()
@@ -178,6 +186,5 @@ func (p *Pull) restoreState(m *wire.Pull, raw, payloads []byte) error {
 	return nil
 }
 
-// maxGot bounds what a cookie is believed of chunks that came out of order, per
-// layer.
-const maxGot = 1 << 23
+// maxGot bounds what a cookie is believed of chunks that came out of order.
+const maxGot = 1 << 20

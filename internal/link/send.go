@@ -63,8 +63,8 @@ type laneOut struct {
 // depth is how many records a lane holds.
 const depth = 2
 
-// errEnded says that the session is over.
-var errEnded = errors.New("the session has ended")
+// ErrEnded says that a session is over: nothing more can be sent in it.
+var ErrEnded = errors.New("the session has ended")
 
 func newSender(sock *socket, send func(*wire.Down) error, size func(*wire.Down) int64) *Sender {
 	return &Sender{send: send, size: size, sock: sock, changed: make(chan struct{}), last: time.Now()}
@@ -138,9 +138,9 @@ func (s *Sender) run(ctx context.Context) error {
 	err := s.pieces(ctx)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.err = errEnded
+	s.err = ErrEnded
 	if err != nil {
-		s.err = fmt.Errorf("link: send: %w", err)
+		s.err = fmt.Errorf("link: send: %w: %w", ErrEnded, err)
 	}
 	s.wake()
 	return err
