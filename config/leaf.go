@@ -70,13 +70,13 @@ func (l leaf) set(s string) error {
 
 // unitless finds numbers where a text with a unit belongs. The TOML library
 // would take 256 for 256 of the smallest unit.
-func unitless(n *Node, raw map[string]any, lines map[string]int) error {
+func unitless(of reflect.Type, raw map[string]any, lines map[string]int) error {
 	var errs []error
 	var walk func(key string, t reflect.Type, raw any)
 	walk = func(key string, t reflect.Type, raw any) {
 		if isText(t) {
 			if _, ok := raw.(string); !ok {
-				errs = append(errs, fmt.Errorf("line %d: %s: %v needs quotes and a unit, as in deploy/airstream.toml", lines[key], key, raw))
+				errs = append(errs, fmt.Errorf("line %d: %s: %v needs quotes and a unit, as in the example in deploy", lines[key], key, raw))
 			}
 			return
 		}
@@ -94,7 +94,7 @@ func unitless(n *Node, raw map[string]any, lines map[string]int) error {
 			}
 		}
 	}
-	walk("", reflect.TypeOf(*n), raw)
+	walk("", of, raw)
 	return errors.Join(errs...)
 }
 

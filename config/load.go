@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -61,9 +62,23 @@ func Read(file string, environ []string) (Settings, error) {
 
 // decode reads a file's content, and returns the line of every key in it.
 func (s *Settings) decode(b []byte) (lines map[string]int, err error) {
+	if lines, err = decode(b, &s.Node); err != nil {
+		return nil, err
+	}
+	for _, l := range s.leaves() {
+		if line, ok := lines[l.key]; ok {
+			s.from[l.key] = fmt.Sprintf("line %d", line)
+		}
+	}
+	return lines, nil
+}
+
+// decode reads TOML into a pointer to a configuration, and returns the line of
+// every key in it.
+func decode(b []byte, into any) (lines map[string]int, err error) {
 	d := toml.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
-	err = d.Decode(&s.Node)
+	err = d.Decode(into)
 	if unknown, ok := errors.AsType[*toml.StrictMissingError](err); ok && len(unknown.Errors) > 0 {
 		var said []string
 		for i := range unknown.Errors {
@@ -87,15 +102,7 @@ func (s *Settings) decode(b []byte) (lines map[string]int, err error) {
 	if err := toml.Unmarshal(b, &raw); err != nil {
 		return nil, err
 	}
-	if err := unitless(&s.Node, raw, lines); err != nil {
-		return nil, err
-	}
-	for _, l := range s.leaves() {
-		if line, ok := lines[l.key]; ok {
-			s.from[l.key] = fmt.Sprintf("line %d", line)
-		}
-	}
-	return lines, nil
+	return lines, unitless(reflect.TypeOf(into).Elem(), raw, lines)
 }
 
 // environment sets what variables say. One that begins as settings do and is

@@ -84,6 +84,8 @@ keeps it, and serves everything that is on site when the link is gone.`,
 		newReloadCommand(std),
 		newConfigCommand(std),
 		newDoctorCommand(std),
+		newProxyCommand(std),
+		newEnrolCommand(std),
 		newTraceCommand(std),
 		newRecordWorkerCommand(std),
 	)

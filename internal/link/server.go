@@ -40,7 +40,8 @@ type Handler interface {
 	Serve(ctx context.Context, p *Peer) error
 }
 
-// Enroller gives out certificates.
+// Enroller gives out certificates. A refusal is a *Refusal; other errors are
+// trouble that may pass.
 type Enroller interface {
 	// Enrol gives a certificate for a token, which is good once.
 	Enrol(ctx context.Context, token string, request []byte) (certificate, authority []byte, err error)

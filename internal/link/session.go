@@ -38,6 +38,22 @@ const (
 	firstPause      = 250 * time.Millisecond // most outages are short
 )
 
+// defaults fills in what was left out.
+func (o *Options) defaults() {
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	if o.MinStall == 0 {
+		o.MinStall = DefaultMinStall
+	}
+	if o.MaxPause == 0 {
+		o.MaxPause = DefaultMaxPause
+	}
+	if o.Dial == nil {
+		o.Dial = (&net.Dialer{}).DialContext
+	}
+}
+
 // State is how a session is.
 type State struct {
 	Up    bool
@@ -67,18 +83,7 @@ type Session struct {
 
 // Open begins a session. It returns at once.
 func Open(opts Options) *Session {
-	if opts.Logger == nil {
-		opts.Logger = slog.Default()
-	}
-	if opts.MinStall == 0 {
-		opts.MinStall = DefaultMinStall
-	}
-	if opts.MaxPause == 0 {
-		opts.MaxPause = DefaultMaxPause
-	}
-	if opts.Dial == nil {
-		opts.Dial = (&net.Dialer{}).DialContext
-	}
+	opts.defaults()
 	run, stop := context.WithCancel(context.Background()) //nolint:forbidigo // the session's own life, ended by Close
 	s := &Session{
 		opts: opts, log: opts.Logger, stop: stop, kick: make(chan struct{}, 1), pulls: map[uint32]*Pull{},
