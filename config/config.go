@@ -26,6 +26,7 @@ type Node struct {
 	Log         Log                 `toml:"log"`
 	Snapshotter Snapshotter         `toml:"snapshotter"`
 	Mirror      Mirror              `toml:"mirror"`
+	Proxy       NodeProxy           `toml:"proxy"`
 	Fetch       Fetch               `toml:"fetch"`
 	Limits      Limits              `toml:"limits"`
 	Cache       Cache               `toml:"cache"`
@@ -58,6 +59,13 @@ type Mirror struct {
 type Rewrite struct {
 	From string `toml:"from"`
 	To   string `toml:"to"`
+}
+
+// NodeProxy is the proxy on shore that the node has enrolled with.
+type NodeProxy struct {
+	Address    string   `toml:"address"`    // HOST:PORT; "": none
+	Patience   Duration `toml:"patience"`   // how long it may be out of reach before registries are asked
+	Registries bool     `toml:"registries"` // they are asked then; if not, the node waits for the proxy
 }
 
 // Fetch says what crosses the link unasked.
@@ -119,6 +127,7 @@ func Default() Node {
 		State:  "/run/airstream",
 		Log:    Log{Level: "info", Format: "text"},
 		Mirror: Mirror{Address: "127.0.0.1:5075", Patience: Duration(10 * time.Second), Refresh: true, Referrers: true},
+		Proxy:  NodeProxy{Patience: Duration(time.Minute), Registries: true},
 		Fetch:  Fetch{Background: true, IdleAfter: Duration(15 * time.Second)},
 		Limits: Limits{Outside: "demand"},
 		Cache:  Cache{Reserve: Size(256 * units.MB)},

@@ -35,6 +35,9 @@ func (s *Settings) validate(lines map[string]int) error {
 	check(slices.Contains([]string{"text", "json"}, n.Log.Format), "log.format", "%q is neither text nor json", n.Log.Format)
 	check(n.Fetch.IdleAfter >= 0, "fetch.idle_after", "%v is negative", time.Duration(n.Fetch.IdleAfter))
 	n.Mirror.validate(check)
+	host, _, err := net.SplitHostPort(n.Proxy.Address)
+	check(n.Proxy.Address == "" || err == nil && host != "", "proxy.address", "%q is not HOST:PORT", n.Proxy.Address)
+	check(n.Proxy.Patience >= 0, "proxy.patience", "%v is negative", time.Duration(n.Proxy.Patience))
 	n.Limits.validate(check)
 	for _, host := range slices.Sorted(maps.Keys(n.Registry)) {
 		r := n.Registry[host]

@@ -79,6 +79,9 @@ func (f *Fetcher) launch(t *transfer) {
 	f.queue.transfers[t] = struct{}{}
 	t.l.active++
 	t.done = make(chan struct{})
+	if t.ticket.src == pushSource {
+		t.came = make(chan struct{})
+	}
 	f.work.Go(func() { f.carry(f.run, t) })
 }
 
@@ -144,6 +147,9 @@ func (f *Fetcher) ticketFor(fl *flight, r *round) (origin, *ticket) {
 		if at := o.l.wrong.until(o.chunk); at.After(r.now) {
 			r.later(at)
 			continue
+		}
+		if o.l.from.cover.by != nil {
+			return o, f.pushTicket(Demand)
 		}
 		if h, src := f.pick(&o.l.from, forChunks, Demand, r); h != nil {
 			return o, f.issue(h, src, forChunks, Demand)
@@ -214,6 +220,16 @@ func (f *Fetcher) underWay(c Class, r *round) (n int, left int64) {
 // ticketAt returns a ticket to ask for members of a layer that nobody waits
 // for, or nil.
 func (f *Fetcher) ticketAt(l *layer, c Class, r *round) *ticket {
+	if l.from.cover.by != nil {
+		if c == Hot && l.from.cover.pushing {
+			return nil // it is on its way
+		}
+		if h := f.host(pushHost); len(h.tickets) > 0 && f.silent(h, r.now) {
+			r.later(r.now.Add(retry))
+			return nil // who says nothing is not asked for more
+		}
+		return f.pushTicket(c)
+	}
 	if r.shut[l] || l.whole && l.active > 0 {
 		return nil // one follows the blob; others would only wait beside it
 	}

@@ -80,6 +80,8 @@ type Fetcher struct {
 	mu         sync.Mutex
 	layers     map[uint32]*layer           // guarded by mu; by slot
 	hosts      map[string]*host            // guarded by mu; by name
+	covers     map[uint32]cover            // guarded by mu; by slot
+	recover    chan struct{}               // guarded by mu; closed and replaced when covers change
 	queue      queue                       // guarded by mu
 	blobs      map[digest.Digest]*download // guarded by mu
 	landed     int64                       // guarded by mu; downloads of whole blobs that ended
@@ -123,7 +125,7 @@ func New(s *store.Store, c *catalog.Catalog, reg *registry.Client, meter *uplink
 		store: s, catalog: c, reg: reg, meter: meter, log: opts.Logger, opts: opts,
 		run: run, cancel: cancel, began: time.Now(), parses: make(chan struct{}, maxParses), counting: make(chan struct{}, 1), epoch: 1,
 		demandRoom: semaphore.NewWeighted(chunkRoom), bulkRoom: semaphore.NewWeighted(chunkRoom),
-		layers: map[uint32]*layer{}, hosts: map[string]*host{}, blobs: map[digest.Digest]*download{},
+		layers: map[uint32]*layer{}, hosts: map[string]*host{}, covers: map[uint32]cover{}, recover: make(chan struct{}), blobs: map[digest.Digest]*download{},
 		full: backoff{max: maxFullPause},
 	}
 	f.queue.flights = map[piece]*flight{}

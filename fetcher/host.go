@@ -65,6 +65,7 @@ type ticket struct {
 // origins are where a thing can be had, and how asking there went. Guarded by
 // Fetcher.mu.
 type origins struct {
+	cover   cover            // who brings it in place of sources
 	sources []catalog.Source // the best first
 	trouble map[catalog.Source]*trouble
 }

@@ -18,9 +18,10 @@ import (
 
 // layer is a layer that the fetcher has been asked about.
 type layer struct {
-	catalog.Layer               // Sources are in from
-	absent        chan struct{} // closed when the table turns out not to be on the disk
-	ready         chan struct{} // closed when what follows is set
+	catalog.Layer                // Sources are in from
+	absent        chan struct{}  // closed when the table turns out not to be on the disk
+	ready         chan struct{}  // closed when what follows is set
+	given         chan *toc.Tree // holds one: the tree that a Pusher brought
 	tree          *toc.Tree
 	bad           error     // why there is no tree: its table is not what the manifest said
 	fresh         time.Time // when its table arrived, if it crossed for this process
@@ -113,7 +114,7 @@ func (f *Fetcher) layer(slot uint32, refresh bool) (*layer, error) {
 	if f.closing {
 		return nil, fmt.Errorf("fetcher: layer in slot %d: %w", slot, context.Canceled)
 	}
-	l = &layer{Layer: info, absent: make(chan struct{}), ready: make(chan struct{}), dark: make(chan struct{}), full: make(chan struct{}), from: origins{sources: info.Sources}}
+	l = &layer{Layer: info, absent: make(chan struct{}), ready: make(chan struct{}), given: make(chan *toc.Tree, 1), dark: make(chan struct{}), full: make(chan struct{}), from: origins{sources: info.Sources, cover: f.covers[slot]}}
 	f.layers[slot] = l
 	f.work.Go(func() { f.loadTable(f.run, l) })
 	return l, nil
@@ -253,7 +254,7 @@ func (f *Fetcher) loadTable(ctx context.Context, l *layer) {
 			f.log.WarnContext(ctx, "a layer's tree is damaged; its table is fetched again", slog.String("layer", l.Blob.String()), slog.Any("error", err))
 		}
 		close(l.absent)
-		tree, err = f.fetchTable(ctx, l)
+		tree, err = f.bringTable(ctx, l)
 		l.fresh = time.Now()
 	}
 	if ctx.Err() != nil {

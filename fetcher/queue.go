@@ -148,6 +148,7 @@ func (f *Fetcher) land(p piece, data []byte, err error) {
 	f.unqueue(fl)
 	for _, t := range fl.carriers {
 		delete(t.pieces, p)
+		t.arrive()
 	}
 	fl.carriers, fl.data, fl.err = nil, data, err
 	close(fl.done)

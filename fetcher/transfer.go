@@ -31,6 +31,7 @@ type transfer struct {
 	at     uint32             // the member that arrives now
 	landed int                // chunks that it brought
 	riders int                // flights that it goes as urgently as a demand for
+	came   chan struct{}      // closed when all of it has come, of a transfer that a Pusher brings; nil: a registry does
 	stream promotable         // the answer's body; nil before it begins
 }
 
@@ -93,7 +94,7 @@ func (l *layer) pieceOf(c uint32) (p piece, chunks uint32) {
 // what did not come.
 func (f *Fetcher) transfer(ctx context.Context, t *transfer) {
 	err := f.receive(ctx, t)
-	if errors.Is(err, chunk.ErrMismatch) {
+	if errors.Is(err, chunk.ErrMismatch) && t.ticket.src != pushSource {
 		f.reg.Distrust(t.ticket.src, t.l.Blob)
 	}
 	f.mu.Lock()
@@ -146,6 +147,9 @@ var errEnough = errors.New("the rest is not needed now")
 
 // receive makes the request and reads its answer.
 func (f *Fetcher) receive(ctx context.Context, t *transfer) (err error) {
+	if t.ticket.src == pushSource {
+		return f.receivePushed(ctx, t)
+	}
 	tree := t.l.tree
 	f.mu.Lock()
 	head, broken := f.stash.take(stashKey{t.l, t.first})

@@ -90,7 +90,7 @@ func (p *pull) behind(h *wire.Head, k key, payload []byte) []byte {
 
 // sendChunk sends a chunk, unless it has been sent. item is 0 for a demand.
 func (p *pull) sendChunk(ctx context.Context, lane link.Lane, k key, item uint64) error {
-	if !p.claim(k, item == 0) {
+	if !p.claim(k, lane == link.Demand) {
 		return nil
 	}
 	h, payload, err := p.encode(ctx, k, item)
@@ -177,7 +177,7 @@ func (p *pull) want(m *wire.Demand) {
 	defer p.mu.Unlock()
 	for _, c := range m.GetChunks() {
 		k := key{m.GetLayer(), c}
-		if p.ss.peer.Promote(recordKey{p.req.GetId(), k}) || len(p.wanted) >= maxWanted {
+		if len(p.wanted[m.GetLane()]) >= maxWanted || m.GetLane() == uint32(link.Demand) && p.ss.peer.Promote(recordKey{p.req.GetId(), k}) {
 			continue
 		}
 		if p.sent.underWay(k, m.GetPosition(), m.GetReceived()) {
@@ -186,15 +186,15 @@ func (p *pull) want(m *wire.Demand) {
 		if p.claimed[k] == gone {
 			delete(p.claimed, k) // it has arrived, and is wanted again
 		}
-		p.wanted = append(p.wanted, k)
+		p.wanted[m.GetLane()] = append(p.wanted[m.GetLane()], k)
 		p.owes.Add(1)
 	}
 	close(p.more)
 	p.more = make(chan struct{})
 }
 
-// serveDemands sends what somebody waits for, in its order.
-func (p *pull) serveDemands(ctx context.Context) {
+// serveDemands sends what was asked for in a lane, in its order.
+func (p *pull) serveDemands(ctx context.Context, lane link.Lane) {
 	select {
 	case <-p.ready:
 	case <-ctx.Done():
@@ -204,9 +204,9 @@ func (p *pull) serveDemands(ctx context.Context) {
 		p.mu.Lock()
 		more := p.more
 		var k key
-		n := len(p.wanted)
+		n := len(p.wanted[lane])
 		if n > 0 {
-			k, p.wanted = p.wanted[0], p.wanted[1:]
+			k, p.wanted[lane] = p.wanted[lane][0], p.wanted[lane][1:]
 		}
 		p.mu.Unlock()
 		if n == 0 {
@@ -217,7 +217,7 @@ func (p *pull) serveDemands(ctx context.Context) {
 				return
 			}
 		}
-		err := p.meet(ctx, k)
+		err := p.meet(ctx, lane, k)
 		p.owes.Add(-1)
 		if err != nil {
 			if ctx.Err() == nil && p.refuse(ctx, err) == nil {
@@ -229,11 +229,11 @@ func (p *pull) serveDemands(ctx context.Context) {
 }
 
 // meet sends what was demanded, if there is such a chunk.
-func (p *pull) meet(ctx context.Context, k key) error {
+func (p *pull) meet(ctx context.Context, lane link.Lane, k key) error {
 	if int(k.layer) >= len(p.layers) || p.layers[k.layer] == nil || int64(k.chunk) >= int64(p.layers[k.layer].tree.NumChunks()) {
 		return nil
 	}
-	return p.retry(ctx, func() error { return p.sendChunk(ctx, link.Demand, k, 0) })
+	return p.retry(ctx, func() error { return p.sendChunk(ctx, lane, k, 0) })
 }
 
 // sentLog remembers what was handed to the Sender lately, to tell a chunk that

@@ -73,12 +73,12 @@ func TestADemandBringsAnyChunk(t *testing.T) {
 	}
 	first, end := img.trees[1].Chunks(entryOf(t, img.trees[1], "bin/other"))
 	for c := first; c < end; c++ {
-		pull.Demand(1, c)
+		pull.Demand(link.Demand, 1, c)
 	}
 	await(t, "a demand", func() bool { return n.count() == int(end-first) })
 	n.want(t, img, 1, "bin/other")
 	// It comes again if it is wanted again.
-	pull.Demand(1, first)
+	pull.Demand(link.Demand, 1, first)
 	await(t, "a second demand", func() bool { n.mu.Lock(); defer n.mu.Unlock(); return n.twice == 1 })
 }
 

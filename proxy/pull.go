@@ -38,7 +38,7 @@ type pull struct {
 	claimed map[key]claim         // guarded by mu
 	begun   map[key]*wire.Partial // guarded by mu; what the node has of what broke off
 	sent    sentLog               // guarded by mu
-	wanted  []key                 // guarded by mu; demands, in their order
+	wanted  [link.NumLanes][]key  // guarded by mu; demands, in their order
 	more    chan struct{}         // guarded by mu; closed and replaced when wanted grows
 }
 
@@ -282,7 +282,11 @@ func (p *pull) plan(ctx context.Context, img *image) (*plan, error) {
 		return nil, err
 	}
 	p.layers = layers
-	return makePlan(img, layers, p.req.GetDepth(), inventory, p.req.GetHave()), nil
+	depth := p.req.GetDepth()
+	if sum, err := hex.DecodeString(img.manifest.digest.Encoded()); err == nil && bytes.Equal(sum, p.req.GetKnown()) {
+		depth = link.Names
+	}
+	return makePlan(img, layers, depth, inventory, p.req.GetHave()), nil
 }
 
 // inventory returns the objects of the images that the node has. One that is not

@@ -85,7 +85,7 @@ func TestAnotherProxyGoesOn(t *testing.T) {
 	n.slow = 10 * time.Millisecond
 	pull := dial(t, p.addr, "vessel-1", nil).Pull(all(img), n)
 	await(t, "the first chunks", func() bool { return n.count() > 5 })
-	pull.Demand(0, 9) // something out of its order
+	pull.Demand(link.Demand, 0, 9) // something out of its order
 	p.stop()
 	before := n.count()
 	serve(t, t.TempDir(), p.addr, Options{})
@@ -107,7 +107,7 @@ func TestANodeGoesOnWithItsCookie(t *testing.T) {
 	sess := dial(t, r.addr(), "vessel-1", nil)
 	pull := sess.Pull(all(img), n)
 	await(t, "the first chunks", func() bool { return n.count() > 5 })
-	pull.Demand(0, 9)
+	pull.Demand(link.Demand, 0, 9)
 	sess.Close()
 	cookie := pull.Cookie()
 	next := dial(t, r.addr(), "vessel-1", nil)
@@ -162,7 +162,7 @@ func TestADemandForWhatIsUnderWay(t *testing.T) {
 	pull := dial(t, p.addr, "vessel-1", nil).Pull(all(img), n)
 	await(t, "the first chunk", func() bool { return n.count() > 0 })
 	for c := range uint32(5) { // of lib/big, which nothing hot is in
-		pull.Demand(0, c)
+		pull.Demand(link.Demand, 0, c)
 	}
 	wait(t, pull)
 	n.everything(t, img)

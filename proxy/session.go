@@ -66,7 +66,9 @@ func (ss *session) pull(ctx context.Context, req *wire.Pull) {
 	ss.pulls[req.GetId()] = p
 	ctx, p.stop = context.WithCancel(ctx)
 	ss.work.Go(func() { p.run(ctx) })
-	ss.work.Go(func() { p.serveDemands(ctx) })
+	for lane := range link.NumLanes {
+		ss.work.Go(func() { p.serveDemands(ctx, lane) })
+	}
 	ss.work.Go(func() { p.reassure(ctx) })
 }
 

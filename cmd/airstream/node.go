@@ -72,6 +72,7 @@ type node struct {
 	tree    *layerfs.Server
 	sn      *snapshotter.Snapshotter
 	mirror  *mirror.Mirror
+	shore   *onShore // nil: there is no proxy
 	closers []func() error
 
 	configFile string // that was named; "" for the default one

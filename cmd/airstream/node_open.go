@@ -45,12 +45,23 @@ func (n *node) openContent(cfg config.Node) error {
 	n.closers = append(n.closers, usage.Close)
 	n.meter.Account(usage)
 	n.tune(cfg)
-	n.reg = registry.New(registry.Options{Hosts: hosts, Meter: n.meter, Logger: n.log})
+	if err := n.openProxy(cfg); err != nil {
+		return err
+	}
+	reg := registry.Options{Hosts: hosts, Meter: n.meter, Logger: n.log}
+	if n.shore != nil {
+		reg.Names = n.shore
+	}
+	n.reg = registry.New(reg)
 	n.closers = append(n.closers, func() error { n.reg.Close(); return nil })
 	n.fetcher = fetcher.New(n.store, n.catalog, n.reg, n.meter, fetcher.Options{
 		Background: cfg.Fetch.Background, IdleAfter: time.Duration(cfg.Fetch.IdleAfter), FailFast: cfg.Fetch.FailFast, Logger: n.log,
 	})
 	n.closers = append(n.closers, func() error { n.fetcher.Close(); return nil })
+	if n.shore != nil {
+		n.shore.begin()
+		n.closers = append(n.closers, n.shore.close)
+	}
 	n.mirror = mirror.New(n.store, n.catalog, n.reg, n.fetcher, mirrorOptions(&cfg.Mirror, n.log))
 	n.closers = append(n.closers, func() error { n.mirror.Close(); return nil })
 	return nil

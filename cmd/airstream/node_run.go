@@ -41,6 +41,9 @@ func (n *node) reloadOn(ctx context.Context, sig os.Signal) error {
 // resume goes on with what an earlier daemon was fetching.
 func (n *node) resume(ctx context.Context) error {
 	images, err := n.catalog.Images()
+	if err == nil && n.shore != nil {
+		n.shore.resume(images)
+	}
 	if err == nil {
 		err = n.fetcher.Resume(images...)
 	}

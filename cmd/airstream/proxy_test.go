@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -39,6 +40,7 @@ func do(t *testing.T, args ...string) (out, said string, code int) {
 // shoreProxy is a proxy that runs, of its command line.
 type shoreProxy struct {
 	config, listen, status string
+	stop                   func()
 }
 
 func startProxy(t *testing.T, more string) *shoreProxy {
@@ -52,27 +54,34 @@ func startProxy(t *testing.T, more string) *shoreProxy {
 	if _, said, code := do(t, "proxy", "init", "--config", p.config, "127.0.0.1"); code != exitOK {
 		t.Fatal(said)
 	}
+	p.start(t)
+	return p
+}
+
+// start starts the proxy, or starts it again.
+func (p *shoreProxy) start(t *testing.T) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan int, 1)
 	var said bytes.Buffer
 	go func() {
 		done <- run(ctx, []string{"proxy", "serve", "--config", p.config}, streams{strings.NewReader(""), io.Discard, &said})
 	}()
-	t.Cleanup(func() {
+	p.stop = sync.OnceFunc(func() {
 		cancel()
 		if code := <-done; code != exitOK {
 			t.Errorf("the proxy ended with %d: %s", code, said.String())
 		}
 	})
+	t.Cleanup(p.stop)
 	for range 500 {
 		if c, err := net.Dial("tcp", p.listen); err == nil {
 			_ = c.Close()
-			return p
+			return
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
 	t.Fatal("the proxy does not listen")
-	return nil
 }
 
 // enrol makes a node of a directory and returns its configuration file.

@@ -52,9 +52,18 @@ type Options struct {
 	Hosts    map[string]Host // by host as in references; others get the zero Host
 	Keychain authn.Keychain  // nil: docker's configuration and credential helpers
 	Meter    *uplink.Meter
+	Names    Names // asked for manifests before the registries are; nil: nobody is
 	Logger   *slog.Logger
 	// Dial makes connections; nil: from where this process is.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+// Names knows manifests, and has them from elsewhere than a registry: from a
+// proxy on shore.
+type Names interface {
+	// Manifest returns what ref, a tag or a digest, means; the client compares a
+	// digest. ok is false if the registry is to be asked: there is no saying now.
+	Manifest(ctx context.Context, src catalog.Source, ref string) (m Manifest, ok bool, err error)
 }
 
 // Client is safe for concurrent use.

@@ -35,12 +35,33 @@ type Manifest struct {
 // with the urgency of class. If ref is a digest, the body has it; other content
 // is ErrContent, and counted.
 func (c *Client) Manifest(ctx context.Context, class uplink.Class, src catalog.Source, ref string) (Manifest, error) {
+	if m, ok, err := c.elsewhere(ctx, src, ref); ok {
+		return m, err
+	}
 	var m Manifest
 	err := c.each(ctx, src, func(h *host) (err error) {
 		m, err = c.manifest(ctx, h, class, src, ref)
 		return err
 	})
 	return m, err
+}
+
+// elsewhere asks Names, if there are any. ok is false if the registry is to be
+// asked.
+func (c *Client) elsewhere(ctx context.Context, src catalog.Source, ref string) (m Manifest, ok bool, err error) {
+	if c.opts.Names == nil {
+		return m, false, nil
+	}
+	if m, ok, err = c.opts.Names.Manifest(ctx, src, ref); !ok || err != nil {
+		return m, ok, err
+	}
+	m.Digest = digest.FromBytes(m.Body)
+	if want := digest.Digest(ref); want.Validate() == nil && want != m.Digest {
+		c.wrong.Add(1)
+		return Manifest{}, true, fmt.Errorf("registry: manifest %s of %s/%s: %w: the proxy sent %s", ref, src.Host, src.Repo, ErrContent, m.Digest)
+	}
+	c.hear()
+	return m, true, nil
 }
 
 func (c *Client) manifest(ctx context.Context, h *host, class uplink.Class, src catalog.Source, ref string) (Manifest, error) {
@@ -66,6 +87,9 @@ func (c *Client) manifest(ctx context.Context, h *host, class uplink.Class, src 
 // Head asks what a tag means now, with the urgency of class: the digest, or ""
 // if the registry does not say without sending the manifest.
 func (c *Client) Head(ctx context.Context, class uplink.Class, src catalog.Source, tag string) (digest.Digest, error) {
+	if m, ok, err := c.elsewhere(ctx, src, tag); ok {
+		return m.Digest, err
+	}
 	var d digest.Digest
 	err := c.each(ctx, src, func(h *host) (err error) {
 		d, err = c.head(ctx, h, class, src, tag)

@@ -54,7 +54,7 @@ func FuzzReceive(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		n := newSink(x)
 		s := &Session{pulls: map[uint32]*Pull{}, kick: make(chan struct{}, 1), more: make(chan struct{})}
-		p := &Pull{s: s, sink: n, done: make(chan struct{}), req: &wire.Pull{Id: 1}, demanded: map[chunkKey]struct{}{{0, 2}: {}}}
+		p := &Pull{s: s, sink: n, done: make(chan struct{}), req: &wire.Pull{Id: 1}, demanded: map[chunkKey]Lane{{0, 2}: Demand}}
 		s.pulls[1] = p
 		r := receiver{begun: s.begun}
 		unasked := idle{since: time.Now()}

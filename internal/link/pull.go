@@ -2,6 +2,8 @@ package link
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -46,8 +48,12 @@ type Request struct {
 	Reference string // "registry.example/repo:tag" or "…@sha256:…"
 	Platform  string // "linux/amd64"
 	Depth     Depth
-	Have      []string // images that are here whole: "registry.example/repo@sha256:…"; the one to build on first
-	Tables    []digest.Digest
+	Have      []string        // images that are here whole: "registry.example/repo@sha256:…"; the one to build on first
+	Tables    []digest.Digest // of other images that are here in part
+	// Manifest is the image's as far as is known, if it, its config and a part of
+	// the image are here. If the image is still that, nothing of it comes again:
+	// tables that are not in Tables do, and what is demanded.
+	Manifest []byte
 }
 
 // ErrContent says that a proxy sends content that is not what its digest says.
@@ -69,12 +75,12 @@ type Pull struct {
 	manifest *ocispec.Manifest // guarded by mu
 	raw      []byte            // guarded by mu; what it was read from
 	state    pullState
-	demanded map[chunkKey]struct{} // guarded by mu; asked for, and have not come
-	received uint64                // guarded by mu; chunks of this connection that were no items in their order
-	wrong    map[chunkKey]int      // guarded by mu
-	err      error                 // guarded by mu
-	ended    bool                  // guarded by mu
-	complete bool                  // guarded by mu; Done came
+	demanded map[chunkKey]Lane // guarded by mu; asked for, and have not come
+	received uint64            // guarded by mu; chunks of this connection that were no items in their order
+	wrong    map[chunkKey]int  // guarded by mu
+	err      error             // guarded by mu
+	ended    bool              // guarded by mu
+	complete bool              // guarded by mu; Done came
 }
 
 // chunkKey names a chunk of a pull; chunk tableKey is the layer's table.
@@ -96,6 +102,19 @@ type pullState struct {
 	got      map[chunkKey]uint64 // came out of order: their items; 0: not known
 	chunks   []Chunks            // by layer; nil: no table yet
 	partial  []*record
+}
+
+// know notes that a manifest and its config are here. One that can't be read is
+// as good as none.
+func (p *Pull) know(raw []byte) {
+	var m ocispec.Manifest
+	if len(raw) == 0 || json.Unmarshal(raw, &m) != nil {
+		return
+	}
+	sum := sha256.Sum256(raw)
+	p.req.Known = sum[:]
+	p.manifest, p.raw = &m, raw
+	p.state.manifest, p.state.config, p.state.chunks = digest.FromBytes(raw), true, make([]Chunks, len(m.Layers))
 }
 
 // Wait waits until the pull has ended: everything is here (nil), the proxy has
@@ -125,21 +144,22 @@ func (p *Pull) Progress() Progress {
 	return Progress{Items: p.state.items, Hot: p.state.hot, Position: p.state.position, Complete: p.complete}
 }
 
-// Demand asks for chunks that somebody waits for. They come through the Sink,
+// Demand asks for chunks: in the lane Demand if somebody waits for them, in others
+// if they are likely to be wanted, or complete the image. They come through the Sink,
 // also after the pull is complete and until Cancel; a demand survives the link.
-func (p *Pull) Demand(layer int, numbers ...uint32) {
+func (p *Pull) Demand(lane Lane, layer int, numbers ...uint32) {
 	p.mu.Lock()
 	var ask []uint32
 	for _, n := range numbers {
 		k := chunkKey{uint32(layer), n} //nolint:gosec // few
-		if _, ok := p.demanded[k]; !ok && !p.ended {
-			p.demanded[k] = struct{}{}
+		if was, ok := p.demanded[k]; (!ok || lane < was) && !p.ended {
+			p.demanded[k] = lane
 			ask = append(ask, n)
 		}
 	}
 	var all []*wire.Up
 	for part := range slices.Chunk(ask, MaxDemand) {
-		all = append(all, p.demand(uint32(layer), part)) //nolint:gosec // few
+		all = append(all, p.demand(lane, uint32(layer), part)) //nolint:gosec // few
 	}
 	p.mu.Unlock()
 	if len(all) > 0 {
@@ -148,9 +168,9 @@ func (p *Pull) Demand(layer int, numbers ...uint32) {
 }
 
 // demand makes the message. p.mu is held.
-func (p *Pull) demand(layer uint32, numbers []uint32) *wire.Up {
+func (p *Pull) demand(lane Lane, layer uint32, numbers []uint32) *wire.Up {
 	return &wire.Up{Kind: &wire.Up_Demand{Demand: &wire.Demand{
-		Pull: p.req.GetId(), Layer: layer, Chunks: numbers, Position: p.state.position, Received: p.received,
+		Pull: p.req.GetId(), Layer: layer, Chunks: numbers, Position: p.state.position, Received: p.received, Lane: uint32(lane),
 	}}}
 }
 
@@ -201,13 +221,18 @@ func (p *Pull) request() []*wire.Up {
 	p.state.describe(m)
 	p.received = 0
 	all := []*wire.Up{{Kind: &wire.Up_Pull{Pull: m}}}
-	byLayer := map[uint32][]uint32{}
-	for k := range p.demanded {
-		byLayer[k.layer] = append(byLayer[k.layer], k.chunk)
+	type place struct {
+		lane  Lane
+		layer uint32
 	}
-	for layer, numbers := range byLayer {
+	places := map[place][]uint32{}
+	for k, lane := range p.demanded {
+		places[place{lane, k.layer}] = append(places[place{lane, k.layer}], k.chunk)
+	}
+	for at, numbers := range places {
+		slices.Sort(numbers)
 		for part := range slices.Chunk(numbers, MaxDemand) {
-			all = append(all, p.demand(layer, part))
+			all = append(all, p.demand(at.lane, at.layer, part))
 		}
 	}
 	return all

@@ -216,6 +216,9 @@ func (p *Pull) chunksOf(ctx context.Context, layer uint32) (Chunks, error) {
 		return nil, err
 	}
 	if c == nil {
+		if p.again() {
+			return nil, fmt.Errorf("%w: the table of layer %d is not here after all", errAgain, layer)
+		}
 		return nil, broken("a chunk of layer %d, before its table", layer)
 	}
 	p.mu.Lock()
@@ -237,11 +240,21 @@ func (p *Pull) base(ctx context.Context, b *wire.Base) ([]byte, error) {
 	if err == nil {
 		return content, nil
 	}
+	p.again()
+	return nil, fmt.Errorf("%w: content is not here after all: %w", errAgain, err)
+}
+
+// again has the pull begin anew without what was said to be here. It is false if
+// nothing was.
+func (p *Pull) again() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.req.Have = nil
+	if len(p.req.GetHave()) == 0 && len(p.req.GetTables()) == 0 {
+		return false
+	}
+	p.req.Have, p.req.Tables = nil, nil
 	p.state.plan, p.state.position, p.state.partial = nil, 0, nil
-	return nil, fmt.Errorf("%w without images that are not here after all: %w", errAgain, err)
+	return true
 }
 
 // wrongChunk notes a chunk that is not what its table says.

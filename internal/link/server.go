@@ -260,15 +260,15 @@ func checkUp(m *wire.Up) error {
 	case *wire.Up_Pull:
 		p := k.Pull
 		if p.GetId() == 0 || len(p.GetReference()) > maxText || len(p.GetPlatform()) > maxText || len(p.GetHave()) > maxHave ||
-			len(p.GetTables())%8 != 0 || len(p.GetTables()) > 8*maxTables || len(p.GetPartial()) > int(NumLanes) {
+			len(p.GetTables())%8 != 0 || len(p.GetTables()) > 8*maxTables || len(p.GetPartial()) > int(NumLanes) || len(p.GetKnown()) != 0 && len(p.GetKnown()) != 32 {
 			return broken("a pull that can't be one")
 		}
 		if r := p.GetResume(); r != nil && (len(r.GetManifest()) != 32 || len(r.GetPlan()) != 0 && len(r.GetPlan()) != 32) {
 			return broken("a pull resumes what can't be one")
 		}
 	case *wire.Up_Demand:
-		if len(k.Demand.GetChunks()) > MaxDemand {
-			return broken("a demand of %d chunks", len(k.Demand.GetChunks()))
+		if len(k.Demand.GetChunks()) > MaxDemand || k.Demand.GetLane() >= uint32(NumLanes) {
+			return broken("a demand of %d chunks in lane %d", len(k.Demand.GetChunks()), k.Demand.GetLane())
 		}
 	}
 	return nil

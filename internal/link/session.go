@@ -124,7 +124,8 @@ func (s *Session) Pull(req Request, sink Sink) *Pull {
 	for _, d := range req.Tables[:min(len(req.Tables), maxTables)] {
 		m.Tables = append(m.Tables, prefix(d)...)
 	}
-	p := &Pull{s: s, sink: sink, done: make(chan struct{}), req: m, demanded: map[chunkKey]struct{}{}}
+	p := &Pull{s: s, sink: sink, done: make(chan struct{}), req: m, demanded: map[chunkKey]Lane{}}
+	p.know(req.Manifest)
 	s.add(p)
 	return p
 }
@@ -132,7 +133,7 @@ func (s *Session) Pull(req Request, sink Sink) *Pull {
 // Resume goes on with a pull of an earlier process. The error is ErrCookie;
 // then the caller begins anew.
 func (s *Session) Resume(cookie []byte, sink Sink) (*Pull, error) {
-	p := &Pull{s: s, sink: sink, done: make(chan struct{}), demanded: map[chunkKey]struct{}{}}
+	p := &Pull{s: s, sink: sink, done: make(chan struct{}), demanded: map[chunkKey]Lane{}}
 	if err := p.restore(cookie); err != nil {
 		return nil, err
 	}

@@ -10,12 +10,11 @@
 package wire
 
 import (
+	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
+	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
-
-	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
-	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 )
 
 const (
@@ -291,6 +290,7 @@ type Pull struct {
 	Resume        *Resume                `protobuf:"bytes,7,opt,name=resume,proto3" json:"resume,omitempty"`   // absent the first time
 	Got           []*Got                 `protobuf:"bytes,8,rep,name=got,proto3" json:"got,omitempty"`         // what came of the plan out of its order
 	Partial       []*Partial             `protobuf:"bytes,9,rep,name=partial,proto3" json:"partial,omitempty"` // what broke off
+	Known         []byte                 `protobuf:"bytes,10,opt,name=known,proto3" json:"known,omitempty"`    // digest of a manifest: if the image is still that, it is here in part, and chunks come when demanded
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -384,6 +384,13 @@ func (x *Pull) GetGot() []*Got {
 func (x *Pull) GetPartial() []*Partial {
 	if x != nil {
 		return x.Partial
+	}
+	return nil
+}
+
+func (x *Pull) GetKnown() []byte {
+	if x != nil {
+		return x.Known
 	}
 	return nil
 }
@@ -565,6 +572,7 @@ type Demand struct {
 	// twice: the last item of the plan, and how many chunks outside of its order.
 	Position      uint64 `protobuf:"varint,4,opt,name=position,proto3" json:"position,omitempty"`
 	Received      uint64 `protobuf:"varint,5,opt,name=received,proto3" json:"received,omitempty"`
+	Lane          uint32 `protobuf:"varint,6,opt,name=lane,proto3" json:"lane,omitempty"` // how urgent it is: the lane that it is to come in
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -630,6 +638,13 @@ func (x *Demand) GetPosition() uint64 {
 func (x *Demand) GetReceived() uint64 {
 	if x != nil {
 		return x.Received
+	}
+	return 0
+}
+
+func (x *Demand) GetLane() uint32 {
+	if x != nil {
+		return x.Lane
 	}
 	return 0
 }
@@ -1627,7 +1642,7 @@ const file_link_proto_rawDesc = "" +
 	"\x04pull\x18\x01 \x01(\v2\x17.airstream.link.v1.PullH\x00R\x04pull\x123\n" +
 	"\x06demand\x18\x02 \x01(\v2\x19.airstream.link.v1.DemandH\x00R\x06demand\x123\n" +
 	"\x06cancel\x18\x03 \x01(\v2\x19.airstream.link.v1.CancelH\x00R\x06cancelB\x06\n" +
-	"\x04kind\"\xbf\x02\n" +
+	"\x04kind\"\xd5\x02\n" +
 	"\x04Pull\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x1c\n" +
 	"\treference\x18\x02 \x01(\tR\treference\x12\x1a\n" +
@@ -1637,7 +1652,9 @@ const file_link_proto_rawDesc = "" +
 	"\x06tables\x18\x06 \x01(\fR\x06tables\x121\n" +
 	"\x06resume\x18\a \x01(\v2\x19.airstream.link.v1.ResumeR\x06resume\x12(\n" +
 	"\x03got\x18\b \x03(\v2\x16.airstream.link.v1.GotR\x03got\x124\n" +
-	"\apartial\x18\t \x03(\v2\x1a.airstream.link.v1.PartialR\apartial\"T\n" +
+	"\apartial\x18\t \x03(\v2\x1a.airstream.link.v1.PartialR\apartial\x12\x14\n" +
+	"\x05known\x18\n" +
+	" \x01(\fR\x05known\"T\n" +
 	"\x06Resume\x12\x1a\n" +
 	"\bmanifest\x18\x01 \x01(\fR\bmanifest\x12\x12\n" +
 	"\x04plan\x18\x02 \x01(\fR\x04plan\x12\x1a\n" +
@@ -1647,13 +1664,14 @@ const file_link_proto_rawDesc = "" +
 	"\x06offset\x18\x02 \x01(\x04R\x06offset\"/\n" +
 	"\x03Got\x12\x14\n" +
 	"\x05layer\x18\x01 \x01(\rR\x05layer\x12\x12\n" +
-	"\x04runs\x18\x02 \x03(\rR\x04runs\"\x82\x01\n" +
+	"\x04runs\x18\x02 \x03(\rR\x04runs\"\x96\x01\n" +
 	"\x06Demand\x12\x12\n" +
 	"\x04pull\x18\x01 \x01(\rR\x04pull\x12\x14\n" +
 	"\x05layer\x18\x02 \x01(\rR\x05layer\x12\x16\n" +
 	"\x06chunks\x18\x03 \x03(\rR\x06chunks\x12\x1a\n" +
 	"\bposition\x18\x04 \x01(\x04R\bposition\x12\x1a\n" +
-	"\breceived\x18\x05 \x01(\x04R\breceived\"\x1c\n" +
+	"\breceived\x18\x05 \x01(\x04R\breceived\x12\x12\n" +
+	"\x04lane\x18\x06 \x01(\rR\x04lane\"\x1c\n" +
 	"\x06Cancel\x12\x12\n" +
 	"\x04pull\x18\x01 \x01(\rR\x04pull\"[\n" +
 	"\x04Down\x12\x12\n" +

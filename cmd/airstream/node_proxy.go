@@ -1,0 +1,326 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/airstream-io/airstream/config"
+	"github.com/airstream-io/airstream/fetcher"
+	"github.com/airstream-io/airstream/fetcher/registry"
+	"github.com/airstream-io/airstream/internal/catalog"
+	"github.com/airstream-io/airstream/internal/enrol"
+	"github.com/airstream-io/airstream/internal/link"
+)
+
+// onShore is the node's end of a session with a proxy: it gives the mirror what
+// references mean, and the fetcher what it asks for. It implements registry.Names
+// and fetcher.Pusher.
+type onShore struct {
+	n        *node
+	cfg      config.NodeProxy
+	log      *slog.Logger
+	identity *enrol.Identity
+	session  *link.Session
+	run      context.Context //nolint:containedctx // of its own work, ended by close
+	stop     context.CancelFunc
+	work     sync.WaitGroup
+
+	mu     sync.Mutex
+	pulls  []*shorePull          // guarded by mu; in use, the oldest first
+	bySlot map[uint32]shorePlace // guarded by mu
+	given  bool                  // guarded by mu; the proxy was given up for now: registries are asked
+	turned chan struct{}         // guarded by mu; closed and replaced when given changes
+	have   []haveImage           // guarded by mu; images that are here whole
+	tables []digest.Digest       // guarded by mu; that are here of others
+}
+
+// shorePlace is where a layer is in what was asked for.
+type shorePlace struct {
+	pull  *shorePull
+	layer int
+}
+
+// maxShorePulls is how many images the proxy is asked to have at hand; it allows
+// 64 unless told otherwise. The oldest are asked for again when they are wanted.
+const maxShorePulls = 48
+
+// openProxy prepares the session, if the configuration names a proxy.
+func (n *node) openProxy(cfg config.Node) error {
+	if cfg.Proxy.Address == "" {
+		return nil
+	}
+	id, err := enrol.Load(filepath.Join(cfg.Root, identityDir))
+	if err != nil {
+		return exitWith(exitUsage, fmt.Errorf("proxy.address is set, and this node has not enrolled: airstream enrol --proxy %s TOKEN (%w)", cfg.Proxy.Address, err))
+	}
+	run, stop := context.WithCancel(context.Background())
+	n.shore = &onShore{
+		n: n, cfg: cfg.Proxy, log: n.log, identity: id, run: run, stop: stop,
+		bySlot: map[uint32]shorePlace{}, turned: make(chan struct{}),
+	}
+	return nil
+}
+
+// options are those of connections to the proxy.
+func (s *onShore) options() link.Options {
+	host, _, err := net.SplitHostPort(s.cfg.Address)
+	if err != nil {
+		host = s.cfg.Address // config has checked it
+	}
+	return link.Options{Address: s.cfg.Address, TLS: s.identity.TLS(host), Logger: s.log}
+}
+
+// begin opens the session; the fetcher is there now.
+func (s *onShore) begin() {
+	s.session = link.Open(s.options())
+	s.work.Go(s.watch)
+	s.work.Go(s.keepIdentity)
+	s.work.Go(s.keepInventory)
+}
+
+func (s *onShore) close() error {
+	s.stop()
+	s.session.Close()
+	s.work.Wait()
+	return nil
+}
+
+// watch gives the proxy up for now when it is out of reach for too long, and
+// comes back to it.
+func (s *onShore) watch() {
+	for {
+		state, changed := s.session.State()
+		var late <-chan time.Time
+		timer := time.NewTimer(max(0, time.Duration(s.cfg.Patience)-time.Since(state.Since)))
+		switch {
+		case state.Up:
+			s.turn(false)
+		case s.cfg.Registries:
+			late = timer.C
+		}
+		select {
+		case <-changed:
+		case <-late:
+			s.turn(true)
+			select {
+			case <-changed:
+			case <-s.run.Done():
+			}
+		case <-s.run.Done():
+		}
+		timer.Stop()
+		if s.run.Err() != nil {
+			return
+		}
+	}
+}
+
+// turn says whether registries are asked in place of the proxy.
+func (s *onShore) turn(given bool) {
+	s.mu.Lock()
+	if s.given == given {
+		s.mu.Unlock()
+		return
+	}
+	s.given = given
+	close(s.turned)
+	s.turned = make(chan struct{})
+	pulls := slices.Clone(s.pulls)
+	s.mu.Unlock()
+	if given {
+		s.log.Warn("the proxy is out of reach; registries are asked in its place", slog.String("proxy", s.cfg.Address))
+	} else {
+		s.log.Info("the proxy is asked again", slog.String("proxy", s.cfg.Address))
+	}
+	for _, p := range pulls {
+		if given {
+			s.n.fetcher.Uncover(p.slots()...)
+		} else {
+			s.n.fetcher.Cover(s, !p.pull.Progress().Complete, p.slots()...)
+		}
+	}
+}
+
+// givenUp tells whether registries are asked now, and returns a channel that is
+// closed when that changes.
+func (s *onShore) givenUp() (bool, <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.given, s.turned
+}
+
+// Ask implements fetcher.Pusher.
+func (s *onShore) Ask(class fetcher.Class, slot uint32, chunks []uint32) {
+	s.mu.Lock()
+	at, ok := s.bySlot[slot]
+	s.mu.Unlock()
+	if !ok {
+		return // it is being uncovered
+	}
+	lane := link.Rest
+	switch class {
+	case fetcher.Demand:
+		lane = link.Demand
+	case fetcher.Hot, fetcher.Ahead:
+		lane = link.Hot
+	default:
+	}
+	at.pull.pull.Demand(lane, at.layer, chunks...)
+}
+
+// Manifest implements registry.Names: the proxy says what a reference means, and
+// begins to send the image.
+func (s *onShore) Manifest(ctx context.Context, src catalog.Source, ref string) (m registry.Manifest, ok bool, err error) {
+	if given, _ := s.givenUp(); given {
+		return m, false, nil
+	}
+	d := digest.Digest(ref)
+	if d.Validate() == nil {
+		if m, ok, err = s.expected(ctx, src, d); ok || err != nil {
+			return m, ok, err
+		}
+	}
+	return s.await(ctx, s.ask(src, ref, s.known(src, ref)), "")
+}
+
+// expected waits for a manifest that an index on its way, or just come, lists.
+func (s *onShore) expected(ctx context.Context, src catalog.Source, d digest.Digest) (m registry.Manifest, ok bool, err error) {
+	s.mu.Lock()
+	pulls := slices.Clone(s.pulls)
+	s.mu.Unlock()
+	for _, p := range slices.Backward(pulls) {
+		if p.src != src || !p.mayBe(d) {
+			continue
+		}
+		if m, ok, err = s.await(ctx, p, d); ok && err == nil && m.Digest == d || ctx.Err() != nil {
+			return m, ok, err
+		}
+	}
+	return registry.Manifest{}, false, nil
+}
+
+// await waits for what a pull was asked for, or for the manifest d of it.
+func (s *onShore) await(ctx context.Context, p *shorePull, d digest.Digest) (registry.Manifest, bool, error) {
+	for {
+		given, turned := s.givenUp()
+		if given {
+			return registry.Manifest{}, false, nil
+		}
+		m, done, changed, err := p.state(d)
+		switch {
+		case err != nil && s.cfg.Registries:
+			return m, false, nil // the node's own credentials may do
+		case err != nil:
+			return m, true, s.refused(p, err)
+		case done:
+			return m, true, nil
+		}
+		select {
+		case <-changed:
+		case <-turned:
+		case <-ctx.Done():
+			return registry.Manifest{}, true, ctx.Err()
+		}
+	}
+}
+
+// refused says what the proxy said as a registry would say it.
+func (s *onShore) refused(p *shorePull, err error) error {
+	e := &registry.Error{Source: p.src, What: "manifest " + p.ref, Status: http.StatusNotFound, Detail: err.Error()}
+	if r, ok := errors.AsType[*link.Refusal](err); !ok || r.Temporary() {
+		e.Status = http.StatusBadGateway
+	}
+	return e
+}
+
+// ask asks for an image, of which a part is here, or nothing.
+func (s *onShore) ask(src catalog.Source, ref string, known knownImage) *shorePull {
+	p := &shorePull{s: s, src: src, ref: ref, known: known, changed: make(chan struct{})}
+	where := src.Host + "/" + src.Repo + ":" + ref
+	if digest.Digest(ref).Validate() == nil {
+		where = src.Host + "/" + src.Repo + "@" + ref
+	}
+	req := link.Request{Reference: where, Platform: "linux/" + runtime.GOARCH, Depth: link.Start, Have: s.inventory(src), Manifest: known.manifest}
+	s.mu.Lock()
+	req.Tables = s.tables
+	p.pull = s.session.Pull(req, p)
+	s.pulls = append(s.pulls, p)
+	var old *shorePull
+	if len(s.pulls) > maxShorePulls {
+		old, s.pulls = s.pulls[0], s.pulls[1:]
+	}
+	s.mu.Unlock()
+	if old != nil {
+		s.forget(old)
+	}
+	s.work.Go(p.follow)
+	return p
+}
+
+// forget ends a pull; registries are asked for its layers from now on, unless
+// another pull has them.
+func (s *onShore) forget(p *shorePull) {
+	p.pull.Cancel()
+	s.mu.Lock()
+	s.pulls = slices.DeleteFunc(s.pulls, func(o *shorePull) bool { return o == p })
+	var slots []uint32
+	for slot, at := range s.bySlot {
+		if at.pull == p {
+			delete(s.bySlot, slot)
+			slots = append(slots, slot)
+		}
+	}
+	s.mu.Unlock()
+	s.n.fetcher.Uncover(slots...)
+}
+
+// keepIdentity renews the node's certificate in time.
+func (s *onShore) keepIdentity() {
+	for {
+		if s.identity.Due(time.Now()) {
+			if err := renew(s.run, s.identity, s.options()); err != nil && s.run.Err() == nil {
+				s.log.Warn("the node's certificate is not renewed", slog.Any("error", err))
+			}
+		}
+		if !s.rest(24 * time.Hour) {
+			return
+		}
+	}
+}
+
+// rest waits, and tells whether to go on.
+func (s *onShore) rest(d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-s.run.Done():
+		return false
+	}
+}
+
+// renew gets a new certificate. The one that the node has is good for long enough
+// to try again.
+func renew(ctx context.Context, id *enrol.Identity, opts link.Options) error {
+	key, request, err := enrol.Request()
+	if err != nil {
+		return err
+	}
+	cert, ca, err := link.Renew(ctx, opts, request)
+	if err != nil {
+		return fmt.Errorf("the certificate of %s ends on %s: %w", id.Name(), id.Until().Format(time.DateOnly), err)
+	}
+	return id.Renewed(key, cert, ca)
+}

@@ -1,0 +1,302 @@
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/airstream-io/airstream/config"
+	"github.com/airstream-io/airstream/internal/toc"
+)
+
+// far is a registry on shore. What it serves is counted.
+type far struct {
+	host  string
+	asked atomic.Int64
+	files map[string][]byte
+}
+
+// newFar pushes app:1, of which bin/app is read at a start.
+func newFar(t *testing.T) *far {
+	t.Helper()
+	f := &far{files: map[string][]byte{}}
+	h := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		f.asked.Add(1)
+		h.ServeHTTP(w, r)
+	}))
+	t.Cleanup(srv.Close)
+	f.host = strings.TrimPrefix(srv.URL, "http://")
+	for i, path := range []string{"bin/app", "lib/cold", "lib/other"} {
+		r := rand.New(rand.NewPCG(uint64(i), 7))
+		b := make([]byte, 200_000)
+		for j := range b {
+			b[j] = "abcdefghijklmnop"[r.IntN(16)]
+		}
+		f.files[path] = b
+	}
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	for _, path := range []string{"bin/app", "lib/cold", "lib/other"} {
+		if err := w.WriteHeader(&tar.Header{Name: path, Typeflag: tar.TypeReg, Mode: 0o755, Size: int64(len(f.files[path]))}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(f.files[path]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(buf.Bytes())), nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := mutate.AppendLayers(empty.Image, l)
+	if err == nil {
+		img, err = mutate.ConfigFile(img, &v1.ConfigFile{OS: "linux", Architecture: "amd64", RootFS: mustRootFS(t, img)})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref, err := name.ParseReference(f.host + "/app:plain")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := remote.Write(ref, img); err != nil {
+		t.Fatal(err)
+	}
+	trace := filepath.Join(t.TempDir(), "app.trace")
+	d, err := img.Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := fmt.Sprintf(`{"version":2,"image":%q,"manifest":%q,"layers":1,"reads":[{"layer":0,"path":"bin/app","offset":0,"size":200000}]}`, ref, d)
+	if err := os.WriteFile(trace, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, said, code := do(t, "convert", "--trace", trace, f.host+"/app:plain", f.host+"/app:1"); code != exitOK {
+		t.Fatal(said)
+	}
+	return f
+}
+
+func mustRootFS(t *testing.T, img v1.Image) v1.RootFS {
+	t.Helper()
+	c, err := img.ConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c.RootFS
+}
+
+// openNode opens all of a node but its file system.
+func openNode(t *testing.T, dir string, p *shoreProxy, registries bool, url string, patience time.Duration) *node {
+	t.Helper()
+	cfg := config.Default()
+	cfg.Root, cfg.State = dir, dir
+	cfg.Fetch.Background = false
+	cfg.Proxy = config.NodeProxy{Address: p.listen, Patience: config.Duration(patience), Registries: registries}
+	cfg.Registry = map[string]config.Registry{}
+	if url != "" {
+		cfg.Registry[url] = config.Registry{URL: "http://" + url}
+	}
+	n := newNode("")
+	if testing.Verbose() {
+		n.log = newLogger(config.Log{Level: "debug"}, &n.tuning.level, streams{nil, io.Discard, t.Output()})
+	}
+	if err := n.openContent(cfg); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := n.close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return n
+}
+
+// get asks the mirror for a manifest, as containerd does.
+func (n *node) get(t *testing.T, host, ref string) (digest.Digest, int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	r := httptest.NewRequestWithContext(ctx, http.MethodGet, "/v2/app/manifests/"+ref+"?ns="+host, nil)
+	w := httptest.NewRecorder()
+	n.mirror.ServeHTTP(w, r)
+	return digest.Digest(w.Header().Get("Docker-Content-Digest")), w.Code
+}
+
+// read reads a file of the image's only layer.
+func (n *node) read(t *testing.T, path string) []byte {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	tree, err := n.fetcher.Tree(ctx, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := toc.Root
+	for part := range strings.SplitSeq(path, "/") {
+		var ok bool
+		if e, ok = tree.Lookup(e, part); !ok {
+			t.Fatalf("%s is not in the tree", path)
+		}
+	}
+	c, err := n.fetcher.Open(ctx, 1, e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close() //nolint:errcheck // read only
+	b := make([]byte, tree.Attr(e).Size)
+	if k, err := c.ReadAt(ctx, b, 0); err != nil && err != io.EOF { //nolint:errorlint // ReadAt's own
+		t.Fatalf("%d bytes of %s: %v", k, path, err)
+	}
+	return b
+}
+
+func (f *far) want(t *testing.T, n *node, path string) {
+	t.Helper()
+	if got := n.read(t, path); !bytes.Equal(got, f.files[path]) {
+		t.Errorf("%s: %d bytes, which are not right", path, len(got))
+	}
+}
+
+// proxyFor is a proxy, and an enrolled node's root.
+func proxyFor(t *testing.T, f *far) (*shoreProxy, string) {
+	t.Helper()
+	p := startProxy(t, fmt.Sprintf("[registry.%q]\nurl = \"http://%s\"\n", "far.example", f.host))
+	dir, _ := p.enrol(t, "vessel-1")
+	return p, dir
+}
+
+// A node that reaches no registry starts an image through its proxy: what a start
+// reads comes unasked, and the rest when it is read.
+func TestANodeThatHasOnlyItsProxy(t *testing.T) {
+	f := newFar(t)
+	p, dir := proxyFor(t, f)
+	n := openNode(t, dir, p, false, "", time.Minute)
+	d, code := n.get(t, "far.example", "1")
+	if code != http.StatusOK {
+		t.Fatalf("the mirror said %d", code)
+	}
+	if again, code := n.get(t, "far.example", d.String()); code != http.StatusOK || again != d {
+		t.Errorf("by its digest: %d, %s", code, again)
+	}
+	img, err := n.catalog.Image(d)
+	if err != nil || len(img.Layers) != 1 || img.Layers[0].Slot == 0 {
+		t.Fatalf("%+v, %v", img, err)
+	}
+	eventually(t, "the hot set", func() bool {
+		c, err := n.fetcher.Completeness(1)
+		return err == nil && c.Tables == 1 && c.Total-c.Missing >= 200_000
+	})
+	if waits := n.fetcher.Counts().Waits; waits != 0 {
+		t.Errorf("%d reads waited", waits)
+	}
+	f.want(t, n, "bin/app")
+	f.want(t, n, "lib/cold")
+	f.want(t, n, "lib/other")
+	before := f.asked.Load()
+	if _, code := n.get(t, "far.example", "none"); code != http.StatusNotFound {
+		t.Errorf("an image that there is not: %d", code)
+	}
+	if f.asked.Load() == before {
+		t.Error("the registry was not asked")
+	}
+}
+
+// After a restart only what is missing crosses, and a tag that means the same
+// brings nothing again.
+func TestAfterARestartOnlyWhatIsMissingCrosses(t *testing.T) {
+	f := newFar(t)
+	p, dir := proxyFor(t, f)
+	n := openNode(t, dir, p, false, "", time.Minute)
+	if _, code := n.get(t, "far.example", "1"); code != http.StatusOK {
+		t.Fatalf("the mirror said %d", code)
+	}
+	f.want(t, n, "bin/app")
+	if err := n.close(); err != nil {
+		t.Fatal(err)
+	}
+	n = openNode(t, dir, p, false, "", time.Minute)
+	if err := n.resume(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	f.want(t, n, "bin/app")
+	f.want(t, n, "lib/cold")
+	if _, code := n.get(t, "far.example", "1"); code != http.StatusOK {
+		t.Fatalf("the mirror said %d", code)
+	}
+	state, _ := n.shore.session.State()
+	counts := n.fetcher.Counts()
+	t.Logf("%d bytes in all, %d chunks", state.Bytes, counts.Chunks)
+	if counts.Chunks != 4 { // of lib/cold
+		t.Errorf("%d chunks crossed", counts.Chunks)
+	}
+}
+
+// When the proxy goes away, registries are asked; when it is back, it is. What
+// has arrived is not asked for again.
+func TestRegistriesAreAskedWhileTheProxyIsAway(t *testing.T) {
+	f := newFar(t)
+	p := startProxy(t, "")
+	dir, _ := p.enrol(t, "vessel-1")
+	n := openNode(t, dir, p, true, f.host, 300*time.Millisecond)
+	if _, code := n.get(t, f.host, "1"); code != http.StatusOK {
+		t.Fatalf("the mirror said %d", code)
+	}
+	f.want(t, n, "bin/app")
+	proxied := n.fetcher.Counts()
+	if proxied.Requests > 0 && n.reg.Link().Bytes > 0 {
+		t.Errorf("registries were asked beside the proxy: %+v", proxied)
+	}
+	p.stop()
+	f.want(t, n, "lib/cold")
+	if n.reg.Link().Bytes == 0 {
+		t.Error("no registry was asked")
+	}
+	before := n.reg.Link().Bytes
+	f.want(t, n, "bin/app")
+	if after := n.reg.Link().Bytes; after != before {
+		t.Errorf("%d bytes of what was here crossed again", after-before)
+	}
+	p.start(t)
+	eventually(t, "the proxy", func() bool { given, _ := n.shore.givenUp(); return !given })
+	f.want(t, n, "lib/other")
+	if after := n.reg.Link().Bytes; after != before {
+		t.Errorf("%d bytes came from registries after the proxy was back", after-before)
+	}
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for range 1500 {
+		if ok() {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatalf("timed out: %s", what)
+}

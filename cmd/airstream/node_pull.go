@@ -1,0 +1,292 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/airstream-io/airstream/fetcher/registry"
+	"github.com/airstream-io/airstream/internal/annotation"
+	"github.com/airstream-io/airstream/internal/catalog"
+	"github.com/airstream-io/airstream/internal/chunk"
+	"github.com/airstream-io/airstream/internal/link"
+	"github.com/airstream-io/airstream/internal/toc"
+)
+
+// shorePull is an image that the proxy sends: it stores what comes where the
+// mirror and the fetcher look for it.
+type shorePull struct {
+	s    *onShore
+	src  catalog.Source
+	ref  string
+	pull *link.Pull
+
+	known knownImage // what is here of it
+
+	mu      sync.Mutex
+	changed chan struct{}            // guarded by mu; closed and replaced when what follows changes
+	root    registry.Manifest        // guarded by mu; what ref means; no digest: not known yet
+	own     registry.Manifest        // guarded by mu; the platform's
+	listed  map[digest.Digest]bool   // guarded by mu; what root lists, if it is an index
+	config  bool                     // guarded by mu; own's config is here
+	err     error                    // guarded by mu
+	at      map[digest.Digest]uint32 // guarded by mu; table to slot
+	places  map[int]uint32           // guarded by mu; layer to slot
+}
+
+// change has everybody look again. p.mu is held.
+func (p *shorePull) change() {
+	close(p.changed)
+	p.changed = make(chan struct{})
+}
+
+// state returns what ref means, or the platform's manifest if it is d, once that
+// is known with all that the mirror asks for next.
+func (p *shorePull) state(d digest.Digest) (m registry.Manifest, done bool, changed <-chan struct{}, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	m = p.root
+	if d != "" {
+		m = p.own
+	}
+	// With the config at hand, learning of the image asks for nothing more.
+	done = m.Digest != "" && (p.config || p.listed != nil && d == "")
+	return m, done, p.changed, p.err
+}
+
+// mayBe tells whether the pull brings, or may yet bring, the manifest d.
+func (p *shorePull) mayBe(d digest.Digest) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.err == nil && (p.own.Digest == d || p.own.Digest == "" && (p.root.Digest == "" || p.listed[d]))
+}
+
+// slots returns the slots of the layers that the pull brings.
+func (p *shorePull) slots() (slots []uint32) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, slot := range p.places {
+		slots = append(slots, slot)
+	}
+	return slots
+}
+
+// follow waits for the end of the pull.
+func (p *shorePull) follow() {
+	err := p.pull.Wait(p.s.run)
+	if p.s.run.Err() != nil {
+		return
+	}
+	if err == nil {
+		err = p.unchanged()
+	}
+	if err == nil {
+		p.s.n.fetcher.Pushed(p.slots()...)
+		return
+	}
+	if !errors.Is(err, context.Canceled) {
+		p.s.log.Warn("the proxy does not send an image", slog.String("image", p.src.Host+"/"+p.src.Repo), slog.String("ref", p.ref), slog.Any("error", err))
+	}
+	p.mu.Lock()
+	p.err = err
+	p.change()
+	p.mu.Unlock()
+	p.s.forget(p)
+}
+
+// unchanged notes that ref means what it meant before, if the proxy sent no other
+// manifest.
+func (p *shorePull) unchanged() error {
+	p.mu.Lock()
+	changed := p.own.Digest != ""
+	p.mu.Unlock()
+	if changed {
+		return nil
+	}
+	if err := p.cover(p.known.manifest); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.root, p.config = p.known.root, true
+	p.own = registry.Manifest{Digest: digest.FromBytes(p.known.manifest), MediaType: p.known.root.MediaType, Body: p.known.manifest}
+	p.change()
+	return nil
+}
+
+// alive tells the link's meter that something came.
+func (p *shorePull) alive() { p.s.n.meter.Alive(p.s.cfg.Address) }
+
+// Manifest implements link.Sink.
+func (p *shorePull) Manifest(_ context.Context, m link.Manifest) error {
+	p.alive()
+	n := p.s.n
+	if err := errors.Join(n.store.PutBlob(m.Digest, m.Body), n.catalog.SetMediaType(m.Digest, m.MediaType)); err != nil {
+		return err
+	}
+	man := registry.Manifest{Digest: m.Digest, MediaType: m.MediaType, Body: m.Body}
+	var listed map[digest.Digest]bool
+	if m.Index {
+		var index ocispec.Index
+		if err := json.Unmarshal(m.Body, &index); err != nil {
+			return fmt.Errorf("index %s: %w", m.Digest, err)
+		}
+		listed = map[digest.Digest]bool{}
+		for _, d := range index.Manifests {
+			listed[d.Digest] = true
+		}
+	} else if err := p.cover(m.Body); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if m.Index {
+		p.root, p.listed = man, listed
+	} else {
+		if p.own = man; p.listed == nil {
+			p.root = man
+		}
+	}
+	p.change()
+	return nil
+}
+
+// cover gives slots to the layers of a manifest, and has the fetcher leave them to
+// the proxy.
+func (p *shorePull) cover(manifest []byte) error {
+	layers, err := p.s.n.catalog.Layers(p.src, manifest)
+	if errors.Is(err, catalog.ErrInvalid) {
+		return nil // no image; whoever asked must know what it is
+	}
+	if err != nil {
+		return err
+	}
+	var m ocispec.Manifest
+	if err := json.Unmarshal(manifest, &m); err != nil {
+		return err
+	}
+	at, places := map[digest.Digest]uint32{}, map[int]uint32{}
+	for _, l := range layers {
+		at[l.TOC] = l.Slot
+	}
+	p.s.mu.Lock()
+	for i, desc := range m.Layers {
+		if slot := at[digest.Digest(desc.Annotations[annotation.TOCDigest])]; slot > 0 {
+			places[i] = slot
+			p.s.bySlot[slot] = shorePlace{p, i}
+		}
+	}
+	given := p.s.given
+	p.s.mu.Unlock()
+	p.mu.Lock()
+	p.at, p.places = at, places
+	p.mu.Unlock()
+	if given {
+		return nil
+	}
+	p.s.n.fetcher.Cover(p.s, true, p.slots()...)
+	if given, _ = p.s.givenUp(); given { // meanwhile
+		p.s.n.fetcher.Uncover(p.slots()...)
+	}
+	return nil
+}
+
+// Config implements link.Sink.
+func (p *shorePull) Config(_ context.Context, d digest.Digest, body []byte) error {
+	p.alive()
+	if err := p.s.n.store.PutBlob(d, body); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.config = true
+	p.change()
+	return nil
+}
+
+func (p *shorePull) slot(layer int) (uint32, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	slot, ok := p.places[layer]
+	if !ok {
+		return 0, fmt.Errorf("layer %d of %s/%s is not lazy", layer, p.src.Host, p.src.Repo)
+	}
+	return slot, nil
+}
+
+// Table implements link.Sink.
+func (p *shorePull) Table(ctx context.Context, t link.Table) (link.Chunks, error) {
+	p.alive()
+	slot, err := p.slot(t.Layer)
+	if err != nil {
+		return nil, err
+	}
+	if t.Format != link.FormatEStargz {
+		return nil, fmt.Errorf("a table of contents of format %q, which this version does not know", strings.ToValidUTF8(t.Format, "?"))
+	}
+	tree, err := p.s.n.fetcher.PutTable(ctx, slot, t.Body, t.Payload)
+	if err != nil {
+		return nil, err
+	}
+	return treeChunks{tree}, nil
+}
+
+// Known implements link.Sink.
+func (p *shorePull) Known(_ context.Context, layer int, _ ocispec.Descriptor) (link.Chunks, error) {
+	slot, err := p.slot(layer)
+	if err != nil {
+		return nil, err
+	}
+	tree, err := p.s.n.fetcher.TreeHere(slot)
+	if err != nil || tree == nil {
+		return nil, err
+	}
+	return treeChunks{tree}, nil
+}
+
+// Chunk implements link.Sink.
+func (p *shorePull) Chunk(_ context.Context, layer int, number uint32, content []byte) error {
+	p.alive()
+	slot, err := p.slot(layer)
+	if err != nil {
+		return err
+	}
+	return p.s.n.fetcher.Push(slot, number, content)
+}
+
+// Base implements link.Sink.
+func (p *shorePull) Base(_ context.Context, b link.Base) (content []byte, err error) {
+	o, err := p.s.n.store.Object(toc.ObjectID(b.Object), b.Size, b.Chunks)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, o.Close()) }()
+	if o.Complete() == nil {
+		return nil, errors.New("the object is not here whole")
+	}
+	content = make([]byte, b.Length)
+	_, err = o.ReadAt(content, b.Offset)
+	return content, err
+}
+
+// Status implements link.Sink.
+func (p *shorePull) Status(text string) {
+	p.alive()
+	p.s.log.Debug("the proxy says", slog.String("image", p.src.Host+"/"+p.src.Repo), slog.String("text", text))
+}
+
+// treeChunks is a tree as package link asks for chunks.
+type treeChunks struct{ *toc.Tree }
+
+// ChunkID implements link.Chunks.
+func (t treeChunks) ChunkID(number uint32) (id chunk.ID, size uint32) {
+	k := t.Chunk(number)
+	return k.ID, k.Size
+}
