@@ -118,7 +118,7 @@ func (p *pull) encode(ctx context.Context, k key, item uint64) (*wire.Head, []by
 		return nil, nil, err
 	}
 	m := &wire.Chunk{Layer: k.layer, Chunk: k.chunk}
-	codec, payload := p.compress(ctx, l, k.chunk, content, m)
+	codec, payload := p.compress(ctx, k, content, m)
 	p.ss.s.metrics.encoded(time.Since(began))
 	h := &wire.Head{Item: item, Codec: codec, Length: uint64(len(content)), Kind: &wire.Head_Chunk{Chunk: m}}
 	return h, p.behind(h, k, payload), nil

@@ -40,16 +40,15 @@ type run struct {
 const planVersion = 1
 
 // makePlan plans what is missing. layers are the image's, nil for one that can't
-// be served lazily. has are the IDs of what the node has, by layer of the
-// inventory, each sorted.
-func makePlan(img *image, layers []*layer, depth link.Depth, inventory [][]toc.ObjectID, have []string) *plan {
+// be served lazily. w are the chunks that the node lacks; they are used up. have is
+// the inventory.
+func makePlan(img *image, layers []*layer, depth link.Depth, w *wants, have []string) *plan {
 	p := &plan{}
 	for i, l := range layers {
 		if l != nil {
 			p.add(run{layer: uint16(i), table: true, count: 1}) //nolint:gosec // below maxLayers
 		}
 	}
-	w := newWants(layers, inventory)
 	if depth >= link.Start {
 		w.hot(p, layers)
 	}

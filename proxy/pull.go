@@ -30,7 +30,7 @@ type pull struct {
 	tables map[string]bool // prefixes of digests of tables that the node has
 	ready  chan struct{}   // closed when what follows is set
 	layers []*layer        // of the image; nil: not lazy
-	bases  *bases          // what chunks may build on
+	bases  bases           // what chunks may build on
 
 	owes atomic.Int64 // what the node waits for: the plan, and demands
 
@@ -277,7 +277,7 @@ func (p *pull) plan(ctx context.Context, img *image) (*plan, error) {
 	if err := group.Wait(); err != nil {
 		return nil, err
 	}
-	inventory, err := p.inventory(ctx)
+	inventory, before, err := p.inventory(ctx, img)
 	if err != nil {
 		return nil, err
 	}
@@ -286,19 +286,20 @@ func (p *pull) plan(ctx context.Context, img *image) (*plan, error) {
 	if sum, err := hex.DecodeString(img.manifest.digest.Encoded()); err == nil && bytes.Equal(sum, p.req.GetKnown()) {
 		depth = link.Names
 	}
-	return makePlan(img, layers, depth, inventory, p.req.GetHave()), nil
+	w := newWants(layers, inventory)
+	p.bases = findBases(layers, before, w)
+	return makePlan(img, layers, depth, w, p.req.GetHave()), nil
 }
 
-// inventory returns the objects of the images that the node has. One that is not
-// to be found any more is left out.
-func (p *pull) inventory(ctx context.Context) ([][]toc.ObjectID, error) {
+// inventory returns the objects of the images that the node has, and the layers of
+// the first of them that is of the same repository. One that is not to be found any
+// more is left out.
+func (p *pull) inventory(ctx context.Context, wanted *image) (all [][]toc.ObjectID, before []*layer, err error) {
 	s := p.ss.s
 	seen := map[digest.Digest]bool{}
-	var all [][]toc.ObjectID
-	p.bases = &bases{}
 	for _, ref := range p.req.GetHave() {
 		if _, err := name.NewDigest(ref, name.StrictValidation); err != nil {
-			return nil, refuse(wire.Reason_REASON_REQUEST, "%q in the inventory is no image by digest", ref)
+			return nil, nil, refuse(wire.Reason_REASON_REQUEST, "%q in the inventory is no image by digest", ref)
 		}
 		img, err := s.image(ctx, ref, "")
 		if r, ok := errors.AsType[*link.Refusal](err); ok && !r.Temporary() {
@@ -306,24 +307,30 @@ func (p *pull) inventory(ctx context.Context) ([][]toc.ObjectID, error) {
 			continue
 		}
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
+		first := before == nil && img.repo.Name() == wanted.repo.Name()
 		for _, desc := range img.layers {
 			d := digest.Digest(desc.Annotations[annotation.TOCDigest])
-			if d == "" || seen[d] {
+			if d == "" || seen[d] && !first {
+				continue
+			}
+			l, err := s.layer(ctx, img.repo, desc)
+			if err != nil {
+				return nil, nil, err
+			}
+			if first {
+				before = append(before, l)
+			}
+			if seen[d] {
 				continue
 			}
 			seen[d] = true
-			l, err := s.layer(ctx, img.repo, desc)
-			if err != nil {
-				return nil, err
-			}
 			all = append(all, l.objects())
 			p.tables[prefixOf(d)] = true
 		}
-		p.bases.add(img)
 	}
-	return all, nil
+	return all, before, nil
 }
 
 func prefixOf(d digest.Digest) string {

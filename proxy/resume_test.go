@@ -1,7 +1,10 @@
 package proxy
 
 import (
+	"bytes"
+	"errors"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -187,4 +190,49 @@ func TestASlowRegistryIsNoDeadLink(t *testing.T) {
 	if after, _ := sess.State(); after.Since != before.Since || len(n.status) == 0 {
 		t.Errorf("the session was %+v, is %+v; the node was told %q", before, after, n.status)
 	}
+}
+
+// A file that changed a little costs what changed: it is compressed with what the
+// node has of the version before.
+func TestAChangedFileBuildsOnTheOneBefore(t *testing.T) {
+	s := newShore(t)
+	one := app(t, s)
+	big := bytes.Clone(one.files[0][0].content)
+	big = slices.Concat(big[:100<<10], []byte("something that was put in"), big[100<<10:]) // all that follows moves
+	two := s.push(t, "team/app", "2", []file{{name: "lib/big", content: big, hot: 1}})
+	p := serve(t, t.TempDir(), "127.0.0.1:0", Options{})
+	r := newRelay(t, p.addr, 0, 0)
+	n := newNode()
+	tree := one.trees[0]
+	var asked int
+	n.base = func(b link.Base) ([]byte, error) {
+		asked++
+		if toc.ObjectID(b.Object) != tree.ObjectID(entryOf(t, tree, "lib/big")) {
+			return nil, errors.New("another object")
+		}
+		return one.files[0][0].content[b.Offset : b.Offset+int64(b.Length)], nil
+	}
+	req := all(two)
+	req.Have = []string{one.byDigest}
+	wait(t, dial(t, r.addr(), "vessel-1", nil).Pull(req, n))
+	n.want(t, two, 0, "lib/big")
+	down, _ := r.crossed()
+	t.Logf("%d bytes crossed for %d that don't compress; %d bases", down, len(big), asked)
+	if down > 20<<10 || asked == 0 {
+		t.Errorf("%d bytes crossed for a change of 25", down)
+	}
+}
+
+// A base that the node says it has, and hasn't, is not built on again.
+func TestABaseThatIsNotThere(t *testing.T) {
+	s := newShore(t)
+	one := app(t, s)
+	big := slices.Concat([]byte("x"), one.files[0][0].content)
+	two := s.push(t, "team/app", "2", []file{{name: "lib/big", content: big, hot: 1}})
+	p := serve(t, t.TempDir(), "127.0.0.1:0", Options{})
+	n := newNode()
+	req := all(two)
+	req.Have = []string{one.byDigest}
+	wait(t, dial(t, p.addr, "vessel-1", nil).Pull(req, n))
+	n.want(t, two, 0, "lib/big")
 }

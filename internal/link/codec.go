@@ -46,8 +46,10 @@ func Encode(content []byte) (wire.Codec, []byte) {
 // no smaller than what Encode returns, it is that.
 func EncodeWith(content, base []byte) (wire.Codec, []byte) {
 	codec, best := Encode(content)
-	e, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedBetterCompression),
-		zstd.WithWindowSize(1<<20), zstd.WithEncoderCRC(false), zstd.WithEncoderDictRaw(baseID, base))
+	// An encoder is made for each base. The default level makes smaller tables for
+	// that, and loses little: the base is what saves.
+	e, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithLowerEncoderMem(true),
+		zstd.WithWindowSize(512<<10), zstd.WithEncoderCRC(false), zstd.WithEncoderDictRaw(baseID, base))
 	if err != nil {
 		return codec, best // too short to be one
 	}
