@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"slices"
 
 	"github.com/airstream-io/airstream/internal/link"
 	"github.com/airstream-io/airstream/internal/link/wire"
@@ -46,8 +47,8 @@ func findBases(layers, before []*layer, w *wants) bases {
 			continue
 		}
 		var dirs []baseFile // the top layer first: it is what a container would see
-		for j := len(before) - 1; j >= 0; j-- {
-			dirs = append(dirs, baseFile{before[j], toc.Root})
+		for _, earlier := range slices.Backward(before) {
+			dirs = append(dirs, baseFile{earlier, toc.Root})
 		}
 		b.descend(i, l.tree, toc.Root, dirs, w)
 	}

@@ -22,7 +22,8 @@ type session struct {
 	work  sync.WaitGroup
 
 	mu    sync.Mutex
-	pulls map[uint32]*pull // guarded by mu; by ID
+	pulls map[uint32]*pull // guarded by mu; by ID, blobs too
+	blobs int              // guarded by mu; of these, blobs
 }
 
 // serve answers what the node says until it has no more to say, or is gone.
@@ -41,6 +42,8 @@ func (ss *session) serve(ctx context.Context) error {
 		switch k := m.GetKind().(type) {
 		case *wire.Up_Pull:
 			ss.pull(ctx, k.Pull)
+		case *wire.Up_Blob:
+			ss.blob(ctx, k.Blob)
 		case *wire.Up_Demand:
 			ss.demand(k.Demand)
 		case *wire.Up_Cancel:
@@ -57,7 +60,7 @@ func (ss *session) pull(ctx context.Context, req *wire.Pull) {
 		return
 	}
 	p := newPull(ss, req)
-	if len(ss.pulls) >= ss.s.opts.Limits.Pulls {
+	if len(ss.pulls)-ss.blobs >= ss.s.opts.Limits.Pulls {
 		ss.work.Go(func() {
 			_ = p.refuse(ctx, refuse(wire.Reason_REASON_REQUEST, "%d images at a time are too many", ss.s.opts.Limits.Pulls+1)) // the session ends anyway
 		})

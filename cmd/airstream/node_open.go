@@ -50,7 +50,7 @@ func (n *node) openContent(cfg config.Node) error {
 	}
 	reg := registry.Options{Hosts: hosts, Meter: n.meter, Logger: n.log}
 	if n.shore != nil {
-		reg.Names = n.shore
+		reg.Shore = n.shore
 	}
 	n.reg = registry.New(reg)
 	n.closers = append(n.closers, func() error { n.reg.Close(); return nil })

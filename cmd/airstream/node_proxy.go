@@ -24,7 +24,7 @@ import (
 )
 
 // onShore is the node's end of a session with a proxy: it gives the mirror what
-// references mean, and the fetcher what it asks for. It implements registry.Names
+// references mean, and the fetcher what it asks for. It implements registry.Shore
 // and fetcher.Pusher.
 type onShore struct {
 	n        *node
@@ -41,6 +41,7 @@ type onShore struct {
 	bySlot map[uint32]shorePlace // guarded by mu
 	given  bool                  // guarded by mu; the proxy was given up for now: registries are asked
 	turned chan struct{}         // guarded by mu; closed and replaced when given changes
+	spent  int64                 // guarded by mu; bytes of the session that the meter was told of
 	have   []haveImage           // guarded by mu; images that are here whole
 	tables []digest.Digest       // guarded by mu; that are here of others
 }
@@ -168,18 +169,11 @@ func (s *onShore) Ask(class fetcher.Class, slot uint32, chunks []uint32) {
 	if !ok {
 		return // it is being uncovered
 	}
-	lane := link.Rest
-	switch class {
-	case fetcher.Demand:
-		lane = link.Demand
-	case fetcher.Hot, fetcher.Ahead:
-		lane = link.Hot
-	default:
-	}
-	at.pull.pull.Demand(lane, at.layer, chunks...)
+	at.pull.asked(class, at.layer, chunks)
+	at.pull.pull.Demand(laneOf(class), at.layer, chunks...)
 }
 
-// Manifest implements registry.Names: the proxy says what a reference means, and
+// Manifest implements registry.Shore: the proxy says what a reference means, and
 // begins to send the image.
 func (s *onShore) Manifest(ctx context.Context, src catalog.Source, ref string) (m registry.Manifest, ok bool, err error) {
 	if given, _ := s.givenUp(); given {
@@ -246,12 +240,15 @@ func (s *onShore) refused(p *shorePull, err error) error {
 
 // ask asks for an image, of which a part is here, or nothing.
 func (s *onShore) ask(src catalog.Source, ref string, known knownImage) *shorePull {
-	p := &shorePull{s: s, src: src, ref: ref, known: known, changed: make(chan struct{})}
+	p := &shorePull{s: s, src: src, ref: ref, known: known, changed: make(chan struct{}), classes: map[chunkOf]fetcher.Class{}}
 	where := src.Host + "/" + src.Repo + ":" + ref
 	if digest.Digest(ref).Validate() == nil {
 		where = src.Host + "/" + src.Repo + "@" + ref
 	}
 	req := link.Request{Reference: where, Platform: "linux/" + runtime.GOARCH, Depth: link.Start, Have: s.inventory(src), Manifest: known.manifest}
+	if ok, _, _ := s.n.meter.Admit(fetcher.Hot); !ok {
+		req.Depth = link.Names // a budget is spent, or no window is open: only what is demanded
+	}
 	s.mu.Lock()
 	req.Tables = s.tables
 	p.pull = s.session.Pull(req, p)

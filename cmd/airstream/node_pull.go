@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/airstream-io/airstream/fetcher"
 	"github.com/airstream-io/airstream/fetcher/registry"
 	"github.com/airstream-io/airstream/internal/annotation"
 	"github.com/airstream-io/airstream/internal/catalog"
@@ -31,14 +32,15 @@ type shorePull struct {
 	known knownImage // what is here of it
 
 	mu      sync.Mutex
-	changed chan struct{}            // guarded by mu; closed and replaced when what follows changes
-	root    registry.Manifest        // guarded by mu; what ref means; no digest: not known yet
-	own     registry.Manifest        // guarded by mu; the platform's
-	listed  map[digest.Digest]bool   // guarded by mu; what root lists, if it is an index
-	config  bool                     // guarded by mu; own's config is here
-	err     error                    // guarded by mu
-	at      map[digest.Digest]uint32 // guarded by mu; table to slot
-	places  map[int]uint32           // guarded by mu; layer to slot
+	changed chan struct{}             // guarded by mu; closed and replaced when what follows changes
+	root    registry.Manifest         // guarded by mu; what ref means; no digest: not known yet
+	own     registry.Manifest         // guarded by mu; the platform's
+	listed  map[digest.Digest]bool    // guarded by mu; what root lists, if it is an index
+	config  bool                      // guarded by mu; own's config is here
+	err     error                     // guarded by mu
+	at      map[digest.Digest]uint32  // guarded by mu; table to slot
+	classes map[chunkOf]fetcher.Class // guarded by mu; of chunks that were asked for
+	places  map[int]uint32            // guarded by mu; layer to slot
 }
 
 // change has everybody look again. p.mu is held.
@@ -121,12 +123,57 @@ func (p *shorePull) unchanged() error {
 	return nil
 }
 
-// alive tells the link's meter that something came.
-func (p *shorePull) alive() { p.s.n.meter.Alive(p.s.cfg.Address) }
+// asked notes how urgent chunks are, for the budgets.
+func (p *shorePull) asked(class fetcher.Class, layer int, chunks []uint32) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, c := range chunks {
+		p.classes[chunkOf{layer, c}] = class
+	}
+}
+
+// chunkOf names a chunk of an image.
+type chunkOf struct {
+	layer  int
+	number uint32
+}
+
+// classOf returns how urgent a chunk is that has come. One that nobody asked for is
+// hot.
+func (p *shorePull) classOf(c chunkOf) fetcher.Class {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	class, ok := p.classes[c]
+	if !ok {
+		return fetcher.Hot
+	}
+	delete(p.classes, c)
+	return class
+}
+
+// alive tells the link's meter that something came, of a class: what the session
+// brought since the last time.
+func (p *shorePull) alive(class fetcher.Class) {
+	s := p.s
+	s.n.meter.Alive(s.cfg.Address)
+	state, _ := s.session.State()
+	s.mu.Lock()
+	n := max(0, state.Bytes-s.spent)
+	s.spent += n
+	s.mu.Unlock()
+	s.n.meter.Spent(class, n)
+}
+
+// counted notes that the meter knows of n bytes of the session.
+func (s *onShore) counted(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.spent += int64(n)
+}
 
 // Manifest implements link.Sink.
 func (p *shorePull) Manifest(_ context.Context, m link.Manifest) error {
-	p.alive()
+	p.alive(fetcher.Demand)
 	n := p.s.n
 	if err := errors.Join(n.store.PutBlob(m.Digest, m.Body), n.catalog.SetMediaType(m.Digest, m.MediaType)); err != nil {
 		return err
@@ -200,7 +247,7 @@ func (p *shorePull) cover(manifest []byte) error {
 
 // Config implements link.Sink.
 func (p *shorePull) Config(_ context.Context, d digest.Digest, body []byte) error {
-	p.alive()
+	p.alive(fetcher.Demand)
 	if err := p.s.n.store.PutBlob(d, body); err != nil {
 		return err
 	}
@@ -223,7 +270,7 @@ func (p *shorePull) slot(layer int) (uint32, error) {
 
 // Table implements link.Sink.
 func (p *shorePull) Table(ctx context.Context, t link.Table) (link.Chunks, error) {
-	p.alive()
+	p.alive(fetcher.Demand)
 	slot, err := p.slot(t.Layer)
 	if err != nil {
 		return nil, err
@@ -253,7 +300,7 @@ func (p *shorePull) Known(_ context.Context, layer int, _ ocispec.Descriptor) (l
 
 // Chunk implements link.Sink.
 func (p *shorePull) Chunk(_ context.Context, layer int, number uint32, content []byte) error {
-	p.alive()
+	p.alive(p.classOf(chunkOf{layer, number}))
 	slot, err := p.slot(layer)
 	if err != nil {
 		return err
@@ -278,7 +325,7 @@ func (p *shorePull) Base(_ context.Context, b link.Base) (content []byte, err er
 
 // Status implements link.Sink.
 func (p *shorePull) Status(text string) {
-	p.alive()
+	p.alive(fetcher.Demand)
 	p.s.log.Debug("the proxy says", slog.String("image", p.src.Host+"/"+p.src.Repo), slog.String("text", text))
 }
 

@@ -21,6 +21,11 @@ import (
 // The stream's errors are Errors too; the caller closes it. After an error in
 // mid-stream the rest may come from another address of the registry.
 func (c *Client) Blob(ctx context.Context, class uplink.Class, src catalog.Source, d digest.Digest, off, n int64) (stream io.ReadCloser, start int64, err error) {
+	if c.opts.Shore != nil {
+		if stream, ok, err := c.opts.Shore.Blob(ctx, class, src, d, off, n); ok {
+			return stream, off, err
+		}
+	}
 	err = c.each(ctx, src, func(h *host) (err error) {
 		if stream, start, err = c.blob(ctx, h, class, src, d, off, n); err == nil {
 			c.note(src, d, h)

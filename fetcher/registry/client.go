@@ -21,6 +21,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -31,6 +32,7 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/airstream-io/airstream/fetcher/uplink"
 	"github.com/airstream-io/airstream/internal/catalog"
@@ -52,18 +54,20 @@ type Options struct {
 	Hosts    map[string]Host // by host as in references; others get the zero Host
 	Keychain authn.Keychain  // nil: docker's configuration and credential helpers
 	Meter    *uplink.Meter
-	Names    Names // asked for manifests before the registries are; nil: nobody is
+	Shore    Shore // asked before the registries are; nil: nobody is
 	Logger   *slog.Logger
 	// Dial makes connections; nil: from where this process is.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
-// Names knows manifests, and has them from elsewhere than a registry: from a
-// proxy on shore.
-type Names interface {
+// Shore has what registries have: a proxy on shore, which reads them. For both
+// methods, ok is false if the registry is to be asked: there is no saying now.
+type Shore interface {
 	// Manifest returns what ref, a tag or a digest, means; the client compares a
-	// digest. ok is false if the registry is to be asked: there is no saying now.
+	// digest.
 	Manifest(ctx context.Context, src catalog.Source, ref string) (m Manifest, ok bool, err error)
+	// Blob opens n bytes of a blob, or all if n < 0, from byte off on.
+	Blob(ctx context.Context, class uplink.Class, src catalog.Source, d digest.Digest, off, n int64) (rc io.ReadCloser, ok bool, err error)
 }
 
 // Client is safe for concurrent use.

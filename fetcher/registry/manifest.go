@@ -46,13 +46,13 @@ func (c *Client) Manifest(ctx context.Context, class uplink.Class, src catalog.S
 	return m, err
 }
 
-// elsewhere asks Names, if there are any. ok is false if the registry is to be
+// elsewhere asks the shore, if there is one. ok is false if the registry is to be
 // asked.
 func (c *Client) elsewhere(ctx context.Context, src catalog.Source, ref string) (m Manifest, ok bool, err error) {
-	if c.opts.Names == nil {
+	if c.opts.Shore == nil {
 		return m, false, nil
 	}
-	if m, ok, err = c.opts.Names.Manifest(ctx, src, ref); !ok || err != nil {
+	if m, ok, err = c.opts.Shore.Manifest(ctx, src, ref); !ok || err != nil {
 		return m, ok, err
 	}
 	m.Digest = digest.FromBytes(m.Body)

@@ -101,6 +101,10 @@ func (s *Session) finish(w *watch) {
 	defer s.mu.Unlock()
 	s.watch, s.out = nil, nil
 	s.state.Bytes += w.bytes()
+	for _, b := range s.blobs {
+		b.end(ErrDown)
+	}
+	s.blobs = map[uint32]*Blob{}
 }
 
 // sendAll sends what is queued until ctx ends.
@@ -173,7 +177,12 @@ func (s *Session) begun(h *wire.Head) ([]byte, bool) {
 
 // deliver hands a record to its pull.
 func (s *Session) deliver(ctx context.Context, r *record, unasked *idle) error {
-	p := s.pull(r.head.GetPull())
+	s.mu.Lock()
+	p, b := s.pulls[r.head.GetPull()], s.blobs[r.head.GetPull()]
+	s.mu.Unlock()
+	if b != nil {
+		return b.take(ctx, r)
+	}
 	if p == nil {
 		return unasked.add(r)
 	}
@@ -182,10 +191,7 @@ func (s *Session) deliver(ctx context.Context, r *record, unasked *idle) error {
 		if err := unasked.add(r); err != nil {
 			return err
 		}
-		ref := &Refusal{Reason: k.Refusal.GetReason(), Text: clip(k.Refusal.GetText())}
-		if t := k.Refusal.GetSince(); t > 0 {
-			ref.Since = time.Unix(t, 0)
-		}
+		ref := refusalOf(k.Refusal)
 		if ref.Temporary() {
 			p.sink.Status(ref.Error())
 			return nil // the proxy goes on trying
@@ -199,6 +205,14 @@ func (s *Session) deliver(ctx context.Context, r *record, unasked *idle) error {
 		return unasked.add(r)
 	}
 	return p.take(ctx, r, unasked)
+}
+
+func refusalOf(m *wire.Refusal) *Refusal {
+	r := &Refusal{Reason: m.GetReason(), Text: clip(m.GetText())}
+	if t := m.GetSince(); t > 0 {
+		r.Since = time.Unix(t, 0)
+	}
+	return r
 }
 
 func clip(s string) string { return s[:min(len(s), maxText)] }

@@ -41,6 +41,8 @@ func bound(h *wire.Head) (size, length uint64) {
 		return MaxTable, maxExpanded
 	case *wire.Head_Chunk:
 		return maxPayload, maxPayload
+	case *wire.Head_Part:
+		return PartSize, PartSize
 	}
 	return maxText, maxText
 }

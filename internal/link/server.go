@@ -266,6 +266,11 @@ func checkUp(m *wire.Up) error {
 		if r := p.GetResume(); r != nil && (len(r.GetManifest()) != 32 || len(r.GetPlan()) != 0 && len(r.GetPlan()) != 32) {
 			return broken("a pull resumes what can't be one")
 		}
+	case *wire.Up_Blob:
+		b := k.Blob
+		if b.GetId() == 0 || len(b.GetReference()) > maxText || b.GetOffset() < 0 || b.GetLane() >= uint32(NumLanes) {
+			return broken("a question for a blob that can't be one")
+		}
 	case *wire.Up_Demand:
 		if len(k.Demand.GetChunks()) > MaxDemand || k.Demand.GetLane() >= uint32(NumLanes) {
 			return broken("a demand of %d chunks in lane %d", len(k.Demand.GetChunks()), k.Demand.GetLane())

@@ -73,6 +73,7 @@ type Session struct {
 
 	mu      sync.Mutex
 	pulls   map[uint32]*Pull // guarded by mu; by ID
+	blobs   map[uint32]*Blob // guarded by mu; by ID, of this connection
 	next    uint32           // guarded by mu
 	out     []*wire.Up       // guarded by mu; to be sent on this connection
 	more    chan struct{}    // guarded by mu; closed and replaced when out grows
@@ -86,7 +87,7 @@ func Open(opts Options) *Session {
 	opts.defaults()
 	run, stop := context.WithCancel(context.Background()) //nolint:forbidigo // the session's own life, ended by Close
 	s := &Session{
-		opts: opts, log: opts.Logger, stop: stop, kick: make(chan struct{}, 1), pulls: map[uint32]*Pull{},
+		opts: opts, log: opts.Logger, stop: stop, kick: make(chan struct{}, 1), pulls: map[uint32]*Pull{}, blobs: map[uint32]*Blob{},
 		more: make(chan struct{}), state: State{Since: time.Now()}, changed: make(chan struct{}),
 	}
 	s.work.Go(func() { s.run(run) })
@@ -199,7 +200,11 @@ func (s *Session) waiting() bool {
 	for _, p := range s.pulls {
 		all = append(all, p)
 	}
+	blobs := len(s.blobs)
 	s.mu.Unlock()
+	if blobs > 0 {
+		return true
+	}
 	for _, p := range all {
 		if p.waiting() {
 			return true

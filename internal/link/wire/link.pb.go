@@ -187,6 +187,7 @@ type Up struct {
 	//	*Up_Pull
 	//	*Up_Demand
 	//	*Up_Cancel
+	//	*Up_Blob
 	Kind          isUp_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -256,6 +257,15 @@ func (x *Up) GetCancel() *Cancel {
 	return nil
 }
 
+func (x *Up) GetBlob() *Blob {
+	if x != nil {
+		if x, ok := x.Kind.(*Up_Blob); ok {
+			return x.Blob
+		}
+	}
+	return nil
+}
+
 type isUp_Kind interface {
 	isUp_Kind()
 }
@@ -272,11 +282,17 @@ type Up_Cancel struct {
 	Cancel *Cancel `protobuf:"bytes,3,opt,name=cancel,proto3,oneof"`
 }
 
+type Up_Blob struct {
+	Blob *Blob `protobuf:"bytes,4,opt,name=blob,proto3,oneof"`
+}
+
 func (*Up_Pull) isUp_Kind() {}
 
 func (*Up_Demand) isUp_Kind() {}
 
 func (*Up_Cancel) isUp_Kind() {}
+
+func (*Up_Blob) isUp_Kind() {}
 
 // Pull asks for an image, or for the rest of one after the link broke.
 type Pull struct {
@@ -649,6 +665,7 @@ func (x *Demand) GetLane() uint32 {
 	return 0
 }
 
+// Cancel ends a pull or a blob.
 type Cancel struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pull          uint32                 `protobuf:"varint,1,opt,name=pull,proto3" json:"pull,omitempty"`
@@ -693,6 +710,84 @@ func (x *Cancel) GetPull() uint32 {
 	return 0
 }
 
+// Blob asks for a part of a blob as the registry has it: of a layer that is not
+// lazy. It comes as records of the kind Part, in their order, and Done.
+type Blob struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint32                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`              // of the same numbers as pulls
+	Reference     string                 `protobuf:"bytes,2,opt,name=reference,proto3" json:"reference,omitempty"` // "registry.example/repo@sha256:…", of the blob
+	Offset        int64                  `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`
+	Length        int64                  `protobuf:"varint,4,opt,name=length,proto3" json:"length,omitempty"` // < 0: to its end
+	Lane          uint32                 `protobuf:"varint,5,opt,name=lane,proto3" json:"lane,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Blob) Reset() {
+	*x = Blob{}
+	mi := &file_link_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Blob) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Blob) ProtoMessage() {}
+
+func (x *Blob) ProtoReflect() protoreflect.Message {
+	mi := &file_link_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Blob.ProtoReflect.Descriptor instead.
+func (*Blob) Descriptor() ([]byte, []int) {
+	return file_link_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Blob) GetId() uint32 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Blob) GetReference() string {
+	if x != nil {
+		return x.Reference
+	}
+	return ""
+}
+
+func (x *Blob) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *Blob) GetLength() int64 {
+	if x != nil {
+		return x.Length
+	}
+	return 0
+}
+
+func (x *Blob) GetLane() uint32 {
+	if x != nil {
+		return x.Lane
+	}
+	return 0
+}
+
 // Down is one piece of a record. Pieces of a lane follow each other; lanes
 // interleave.
 type Down struct {
@@ -706,7 +801,7 @@ type Down struct {
 
 func (x *Down) Reset() {
 	*x = Down{}
-	mi := &file_link_proto_msgTypes[7]
+	mi := &file_link_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -718,7 +813,7 @@ func (x *Down) String() string {
 func (*Down) ProtoMessage() {}
 
 func (x *Down) ProtoReflect() protoreflect.Message {
-	mi := &file_link_proto_msgTypes[7]
+	mi := &file_link_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -731,7 +826,7 @@ func (x *Down) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Down.ProtoReflect.Descriptor instead.
 func (*Down) Descriptor() ([]byte, []int) {
-	return file_link_proto_rawDescGZIP(), []int{7}
+	return file_link_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Down) GetLane() uint32 {
@@ -774,6 +869,7 @@ type Head struct {
 	//	*Head_Done
 	//	*Head_Refusal
 	//	*Head_Status
+	//	*Head_Part
 	Kind          isHead_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -781,7 +877,7 @@ type Head struct {
 
 func (x *Head) Reset() {
 	*x = Head{}
-	mi := &file_link_proto_msgTypes[8]
+	mi := &file_link_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -793,7 +889,7 @@ func (x *Head) String() string {
 func (*Head) ProtoMessage() {}
 
 func (x *Head) ProtoReflect() protoreflect.Message {
-	mi := &file_link_proto_msgTypes[8]
+	mi := &file_link_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -806,7 +902,7 @@ func (x *Head) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Head.ProtoReflect.Descriptor instead.
 func (*Head) Descriptor() ([]byte, []int) {
-	return file_link_proto_rawDescGZIP(), []int{8}
+	return file_link_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Head) GetPull() uint32 {
@@ -930,6 +1026,15 @@ func (x *Head) GetStatus() *Status {
 	return nil
 }
 
+func (x *Head) GetPart() *Part {
+	if x != nil {
+		if x, ok := x.Kind.(*Head_Part); ok {
+			return x.Part
+		}
+	}
+	return nil
+}
+
 type isHead_Kind interface {
 	isHead_Kind()
 }
@@ -966,6 +1071,10 @@ type Head_Status struct {
 	Status *Status `protobuf:"bytes,14,opt,name=status,proto3,oneof"`
 }
 
+type Head_Part struct {
+	Part *Part `protobuf:"bytes,15,opt,name=part,proto3,oneof"`
+}
+
 func (*Head_Manifest) isHead_Kind() {}
 
 func (*Head_Config) isHead_Kind() {}
@@ -982,6 +1091,8 @@ func (*Head_Refusal) isHead_Kind() {}
 
 func (*Head_Status) isHead_Kind() {}
 
+func (*Head_Part) isHead_Kind() {}
+
 type Manifest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	MediaType     string                 `protobuf:"bytes,1,opt,name=media_type,json=mediaType,proto3" json:"media_type,omitempty"`
@@ -993,7 +1104,7 @@ type Manifest struct {
 
 func (x *Manifest) Reset() {
 	*x = Manifest{}
-	mi := &file_link_proto_msgTypes[9]
+	mi := &file_link_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1005,7 +1116,7 @@ func (x *Manifest) String() string {
 func (*Manifest) ProtoMessage() {}
 
 func (x *Manifest) ProtoReflect() protoreflect.Message {
-	mi := &file_link_proto_msgTypes[9]
+	mi := &file_link_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1018,7 +1129,7 @@ func (x *Manifest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Manifest.ProtoReflect.Descriptor instead.
 func (*Manifest) Descriptor() ([]byte, []int) {
-	return file_link_proto_rawDescGZIP(), []int{9}
+	return file_link_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Manifest) GetMediaType() string {
@@ -1050,7 +1161,7 @@ type Config struct {
 
 func (x *Config) Reset() {
 	*x = Config{}
-	mi := &file_link_proto_msgTypes[10]
+	mi := &file_link_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1062,7 +1173,7 @@ func (x *Config) String() string {
 func (*Config) ProtoMessage() {}
 
 func (x *Config) ProtoReflect() protoreflect.Message {
-	mi := &file_link_proto_msgTypes[10]
+	mi := &file_link_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1075,7 +1186,7 @@ func (x *Config) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Config.ProtoReflect.Descriptor instead.
 func (*Config) Descriptor() ([]byte, []int) {
-	return file_link_proto_rawDescGZIP(), []int{10}
+	return file_link_proto_rawDescGZIP(), []int{11}
 }
 
 type Plan struct {
@@ -1089,7 +1200,7 @@ type Plan struct {
 
 func (x *Plan) Reset() {
 	*x = Plan{}
-	mi := &file_link_proto_msgTypes[11]
+	mi := &file_link_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1101,7 +1212,7 @@ func (x *Plan) String() string {
 func (*Plan) ProtoMessage() {}
 
 func (x *Plan) ProtoReflect() protoreflect.Message {
-	mi := &file_link_proto_msgTypes[11]
+	mi := &file_link_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1114,7 +1225,7 @@ func (x *Plan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Plan.ProtoReflect.Descriptor instead.
 func (*Plan) Descriptor() ([]byte, []int) {
-	return file_link_proto_rawDescGZIP(), []int{11}
+	return file_link_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Plan) GetDigest() []byte {
@@ -1150,7 +1261,7 @@ type Table struct {
 
 func (x *Table) Reset() {
 	*x = Table{}
-	mi := &file_link_proto_msgTypes[12]
+	mi := &file_link_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1162,7 +1273,7 @@ func (x *Table) String() string {
 func (*Table) ProtoMessage() {}
 
 func (x *Table) ProtoReflect() protoreflect.Message {
-	mi := &file_link_proto_msgTypes[12]
+	mi := &file_link_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1175,7 +1286,7 @@ func (x *Table) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Table.ProtoReflect.Descriptor instead.
 func (*Table) Descriptor() ([]byte, []int) {
-	return file_link_proto_rawDescGZIP(), []int{12}
+	return file_link_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Table) GetLayer() uint32 {
@@ -1217,7 +1328,7 @@ type Chunk struct {
 
 func (x *Chunk) Reset() {
 	*x = Chunk{}
-	mi := &file_link_proto_msgTypes[13]
+	mi := &file_link_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1229,7 +1340,7 @@ func (x *Chunk) String() string {
 func (*Chunk) ProtoMessage() {}
 
 func (x *Chunk) ProtoReflect() protoreflect.Message {
-	mi := &file_link_proto_msgTypes[13]
+	mi := &file_link_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1242,7 +1353,7 @@ func (x *Chunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Chunk.ProtoReflect.Descriptor instead.
 func (*Chunk) Descriptor() ([]byte, []int) {
-	return file_link_proto_rawDescGZIP(), []int{13}
+	return file_link_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Chunk) GetLayer() uint32 {
@@ -1280,7 +1391,7 @@ type Base struct {
 
 func (x *Base) Reset() {
 	*x = Base{}
-	mi := &file_link_proto_msgTypes[14]
+	mi := &file_link_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1292,7 +1403,7 @@ func (x *Base) String() string {
 func (*Base) ProtoMessage() {}
 
 func (x *Base) ProtoReflect() protoreflect.Message {
-	mi := &file_link_proto_msgTypes[14]
+	mi := &file_link_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1305,7 +1416,7 @@ func (x *Base) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Base.ProtoReflect.Descriptor instead.
 func (*Base) Descriptor() ([]byte, []int) {
-	return file_link_proto_rawDescGZIP(), []int{14}
+	return file_link_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Base) GetObject() []byte {
@@ -1351,7 +1462,7 @@ type Done struct {
 
 func (x *Done) Reset() {
 	*x = Done{}
-	mi := &file_link_proto_msgTypes[15]
+	mi := &file_link_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1363,7 +1474,7 @@ func (x *Done) String() string {
 func (*Done) ProtoMessage() {}
 
 func (x *Done) ProtoReflect() protoreflect.Message {
-	mi := &file_link_proto_msgTypes[15]
+	mi := &file_link_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1376,7 +1487,43 @@ func (x *Done) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Done.ProtoReflect.Descriptor instead.
 func (*Done) Descriptor() ([]byte, []int) {
-	return file_link_proto_rawDescGZIP(), []int{15}
+	return file_link_proto_rawDescGZIP(), []int{16}
+}
+
+type Part struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Part) Reset() {
+	*x = Part{}
+	mi := &file_link_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Part) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Part) ProtoMessage() {}
+
+func (x *Part) ProtoReflect() protoreflect.Message {
+	mi := &file_link_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Part.ProtoReflect.Descriptor instead.
+func (*Part) Descriptor() ([]byte, []int) {
+	return file_link_proto_rawDescGZIP(), []int{17}
 }
 
 type Refusal struct {
@@ -1390,7 +1537,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_link_proto_msgTypes[16]
+	mi := &file_link_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1402,7 +1549,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_link_proto_msgTypes[16]
+	mi := &file_link_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1415,7 +1562,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_link_proto_rawDescGZIP(), []int{16}
+	return file_link_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Refusal) GetReason() Reason {
@@ -1449,7 +1596,7 @@ type Status struct {
 
 func (x *Status) Reset() {
 	*x = Status{}
-	mi := &file_link_proto_msgTypes[17]
+	mi := &file_link_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1461,7 +1608,7 @@ func (x *Status) String() string {
 func (*Status) ProtoMessage() {}
 
 func (x *Status) ProtoReflect() protoreflect.Message {
-	mi := &file_link_proto_msgTypes[17]
+	mi := &file_link_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1474,7 +1621,7 @@ func (x *Status) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Status.ProtoReflect.Descriptor instead.
 func (*Status) Descriptor() ([]byte, []int) {
-	return file_link_proto_rawDescGZIP(), []int{17}
+	return file_link_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Status) GetText() string {
@@ -1494,7 +1641,7 @@ type EnrolRequest struct {
 
 func (x *EnrolRequest) Reset() {
 	*x = EnrolRequest{}
-	mi := &file_link_proto_msgTypes[18]
+	mi := &file_link_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1506,7 +1653,7 @@ func (x *EnrolRequest) String() string {
 func (*EnrolRequest) ProtoMessage() {}
 
 func (x *EnrolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_link_proto_msgTypes[18]
+	mi := &file_link_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1519,7 +1666,7 @@ func (x *EnrolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrolRequest.ProtoReflect.Descriptor instead.
 func (*EnrolRequest) Descriptor() ([]byte, []int) {
-	return file_link_proto_rawDescGZIP(), []int{18}
+	return file_link_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *EnrolRequest) GetToken() string {
@@ -1545,7 +1692,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_link_proto_msgTypes[19]
+	mi := &file_link_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1557,7 +1704,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_link_proto_msgTypes[19]
+	mi := &file_link_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1570,7 +1717,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_link_proto_rawDescGZIP(), []int{19}
+	return file_link_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RenewRequest) GetRequest() []byte {
@@ -1590,7 +1737,7 @@ type EnrolAnswer struct {
 
 func (x *EnrolAnswer) Reset() {
 	*x = EnrolAnswer{}
-	mi := &file_link_proto_msgTypes[20]
+	mi := &file_link_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1602,7 +1749,7 @@ func (x *EnrolAnswer) String() string {
 func (*EnrolAnswer) ProtoMessage() {}
 
 func (x *EnrolAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_link_proto_msgTypes[20]
+	mi := &file_link_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1615,7 +1762,7 @@ func (x *EnrolAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrolAnswer.ProtoReflect.Descriptor instead.
 func (*EnrolAnswer) Descriptor() ([]byte, []int) {
-	return file_link_proto_rawDescGZIP(), []int{20}
+	return file_link_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *EnrolAnswer) GetCertificate() []byte {
@@ -1637,11 +1784,12 @@ var File_link_proto protoreflect.FileDescriptor
 const file_link_proto_rawDesc = "" +
 	"\n" +
 	"\n" +
-	"link.proto\x12\x11airstream.link.v1\"\xa5\x01\n" +
+	"link.proto\x12\x11airstream.link.v1\"\xd4\x01\n" +
 	"\x02Up\x12-\n" +
 	"\x04pull\x18\x01 \x01(\v2\x17.airstream.link.v1.PullH\x00R\x04pull\x123\n" +
 	"\x06demand\x18\x02 \x01(\v2\x19.airstream.link.v1.DemandH\x00R\x06demand\x123\n" +
-	"\x06cancel\x18\x03 \x01(\v2\x19.airstream.link.v1.CancelH\x00R\x06cancelB\x06\n" +
+	"\x06cancel\x18\x03 \x01(\v2\x19.airstream.link.v1.CancelH\x00R\x06cancel\x12-\n" +
+	"\x04blob\x18\x04 \x01(\v2\x17.airstream.link.v1.BlobH\x00R\x04blobB\x06\n" +
 	"\x04kind\"\xd5\x02\n" +
 	"\x04Pull\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x1c\n" +
@@ -1673,11 +1821,17 @@ const file_link_proto_rawDesc = "" +
 	"\breceived\x18\x05 \x01(\x04R\breceived\x12\x12\n" +
 	"\x04lane\x18\x06 \x01(\rR\x04lane\"\x1c\n" +
 	"\x06Cancel\x12\x12\n" +
-	"\x04pull\x18\x01 \x01(\rR\x04pull\"[\n" +
+	"\x04pull\x18\x01 \x01(\rR\x04pull\"x\n" +
+	"\x04Blob\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\rR\x02id\x12\x1c\n" +
+	"\treference\x18\x02 \x01(\tR\treference\x12\x16\n" +
+	"\x06offset\x18\x03 \x01(\x03R\x06offset\x12\x16\n" +
+	"\x06length\x18\x04 \x01(\x03R\x06length\x12\x12\n" +
+	"\x04lane\x18\x05 \x01(\rR\x04lane\"[\n" +
 	"\x04Down\x12\x12\n" +
 	"\x04lane\x18\x01 \x01(\rR\x04lane\x12+\n" +
 	"\x04head\x18\x02 \x01(\v2\x17.airstream.link.v1.HeadR\x04head\x12\x12\n" +
-	"\x04data\x18\x03 \x01(\fR\x04data\"\xc9\x04\n" +
+	"\x04data\x18\x03 \x01(\fR\x04data\"\xf8\x04\n" +
 	"\x04Head\x12\x12\n" +
 	"\x04pull\x18\x01 \x01(\rR\x04pull\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x04R\x04size\x12\x16\n" +
@@ -1693,7 +1847,8 @@ const file_link_proto_rawDesc = "" +
 	"\x05chunk\x18\v \x01(\v2\x18.airstream.link.v1.ChunkH\x00R\x05chunk\x12-\n" +
 	"\x04done\x18\f \x01(\v2\x17.airstream.link.v1.DoneH\x00R\x04done\x126\n" +
 	"\arefusal\x18\r \x01(\v2\x1a.airstream.link.v1.RefusalH\x00R\arefusal\x123\n" +
-	"\x06status\x18\x0e \x01(\v2\x19.airstream.link.v1.StatusH\x00R\x06statusB\x06\n" +
+	"\x06status\x18\x0e \x01(\v2\x19.airstream.link.v1.StatusH\x00R\x06status\x12-\n" +
+	"\x04part\x18\x0f \x01(\v2\x17.airstream.link.v1.PartH\x00R\x04partB\x06\n" +
 	"\x04kind\"W\n" +
 	"\bManifest\x12\x1d\n" +
 	"\n" +
@@ -1720,7 +1875,8 @@ const file_link_proto_rawDesc = "" +
 	"\x06chunks\x18\x03 \x01(\rR\x06chunks\x12\x16\n" +
 	"\x06offset\x18\x04 \x01(\x03R\x06offset\x12\x16\n" +
 	"\x06length\x18\x05 \x01(\rR\x06length\"\x06\n" +
-	"\x04Done\"f\n" +
+	"\x04Done\"\x06\n" +
+	"\x04Part\"f\n" +
 	"\aRefusal\x121\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x19.airstream.link.v1.ReasonR\x06reason\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12\x14\n" +
@@ -1770,7 +1926,7 @@ func file_link_proto_rawDescGZIP() []byte {
 }
 
 var file_link_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_link_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_link_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_link_proto_goTypes = []any{
 	(Depth)(0),           // 0: airstream.link.v1.Depth
 	(Codec)(0),           // 1: airstream.link.v1.Codec
@@ -1782,53 +1938,57 @@ var file_link_proto_goTypes = []any{
 	(*Got)(nil),          // 7: airstream.link.v1.Got
 	(*Demand)(nil),       // 8: airstream.link.v1.Demand
 	(*Cancel)(nil),       // 9: airstream.link.v1.Cancel
-	(*Down)(nil),         // 10: airstream.link.v1.Down
-	(*Head)(nil),         // 11: airstream.link.v1.Head
-	(*Manifest)(nil),     // 12: airstream.link.v1.Manifest
-	(*Config)(nil),       // 13: airstream.link.v1.Config
-	(*Plan)(nil),         // 14: airstream.link.v1.Plan
-	(*Table)(nil),        // 15: airstream.link.v1.Table
-	(*Chunk)(nil),        // 16: airstream.link.v1.Chunk
-	(*Base)(nil),         // 17: airstream.link.v1.Base
-	(*Done)(nil),         // 18: airstream.link.v1.Done
-	(*Refusal)(nil),      // 19: airstream.link.v1.Refusal
-	(*Status)(nil),       // 20: airstream.link.v1.Status
-	(*EnrolRequest)(nil), // 21: airstream.link.v1.EnrolRequest
-	(*RenewRequest)(nil), // 22: airstream.link.v1.RenewRequest
-	(*EnrolAnswer)(nil),  // 23: airstream.link.v1.EnrolAnswer
+	(*Blob)(nil),         // 10: airstream.link.v1.Blob
+	(*Down)(nil),         // 11: airstream.link.v1.Down
+	(*Head)(nil),         // 12: airstream.link.v1.Head
+	(*Manifest)(nil),     // 13: airstream.link.v1.Manifest
+	(*Config)(nil),       // 14: airstream.link.v1.Config
+	(*Plan)(nil),         // 15: airstream.link.v1.Plan
+	(*Table)(nil),        // 16: airstream.link.v1.Table
+	(*Chunk)(nil),        // 17: airstream.link.v1.Chunk
+	(*Base)(nil),         // 18: airstream.link.v1.Base
+	(*Done)(nil),         // 19: airstream.link.v1.Done
+	(*Part)(nil),         // 20: airstream.link.v1.Part
+	(*Refusal)(nil),      // 21: airstream.link.v1.Refusal
+	(*Status)(nil),       // 22: airstream.link.v1.Status
+	(*EnrolRequest)(nil), // 23: airstream.link.v1.EnrolRequest
+	(*RenewRequest)(nil), // 24: airstream.link.v1.RenewRequest
+	(*EnrolAnswer)(nil),  // 25: airstream.link.v1.EnrolAnswer
 }
 var file_link_proto_depIdxs = []int32{
 	4,  // 0: airstream.link.v1.Up.pull:type_name -> airstream.link.v1.Pull
 	8,  // 1: airstream.link.v1.Up.demand:type_name -> airstream.link.v1.Demand
 	9,  // 2: airstream.link.v1.Up.cancel:type_name -> airstream.link.v1.Cancel
-	0,  // 3: airstream.link.v1.Pull.depth:type_name -> airstream.link.v1.Depth
-	5,  // 4: airstream.link.v1.Pull.resume:type_name -> airstream.link.v1.Resume
-	7,  // 5: airstream.link.v1.Pull.got:type_name -> airstream.link.v1.Got
-	6,  // 6: airstream.link.v1.Pull.partial:type_name -> airstream.link.v1.Partial
-	11, // 7: airstream.link.v1.Partial.head:type_name -> airstream.link.v1.Head
-	11, // 8: airstream.link.v1.Down.head:type_name -> airstream.link.v1.Head
-	1,  // 9: airstream.link.v1.Head.codec:type_name -> airstream.link.v1.Codec
-	12, // 10: airstream.link.v1.Head.manifest:type_name -> airstream.link.v1.Manifest
-	13, // 11: airstream.link.v1.Head.config:type_name -> airstream.link.v1.Config
-	14, // 12: airstream.link.v1.Head.plan:type_name -> airstream.link.v1.Plan
-	15, // 13: airstream.link.v1.Head.table:type_name -> airstream.link.v1.Table
-	16, // 14: airstream.link.v1.Head.chunk:type_name -> airstream.link.v1.Chunk
-	18, // 15: airstream.link.v1.Head.done:type_name -> airstream.link.v1.Done
-	19, // 16: airstream.link.v1.Head.refusal:type_name -> airstream.link.v1.Refusal
-	20, // 17: airstream.link.v1.Head.status:type_name -> airstream.link.v1.Status
-	17, // 18: airstream.link.v1.Chunk.base:type_name -> airstream.link.v1.Base
-	2,  // 19: airstream.link.v1.Refusal.reason:type_name -> airstream.link.v1.Reason
-	3,  // 20: airstream.link.v1.Link.Session:input_type -> airstream.link.v1.Up
-	21, // 21: airstream.link.v1.Enrolment.Enrol:input_type -> airstream.link.v1.EnrolRequest
-	22, // 22: airstream.link.v1.Enrolment.Renew:input_type -> airstream.link.v1.RenewRequest
-	10, // 23: airstream.link.v1.Link.Session:output_type -> airstream.link.v1.Down
-	23, // 24: airstream.link.v1.Enrolment.Enrol:output_type -> airstream.link.v1.EnrolAnswer
-	23, // 25: airstream.link.v1.Enrolment.Renew:output_type -> airstream.link.v1.EnrolAnswer
-	23, // [23:26] is the sub-list for method output_type
-	20, // [20:23] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	10, // 3: airstream.link.v1.Up.blob:type_name -> airstream.link.v1.Blob
+	0,  // 4: airstream.link.v1.Pull.depth:type_name -> airstream.link.v1.Depth
+	5,  // 5: airstream.link.v1.Pull.resume:type_name -> airstream.link.v1.Resume
+	7,  // 6: airstream.link.v1.Pull.got:type_name -> airstream.link.v1.Got
+	6,  // 7: airstream.link.v1.Pull.partial:type_name -> airstream.link.v1.Partial
+	12, // 8: airstream.link.v1.Partial.head:type_name -> airstream.link.v1.Head
+	12, // 9: airstream.link.v1.Down.head:type_name -> airstream.link.v1.Head
+	1,  // 10: airstream.link.v1.Head.codec:type_name -> airstream.link.v1.Codec
+	13, // 11: airstream.link.v1.Head.manifest:type_name -> airstream.link.v1.Manifest
+	14, // 12: airstream.link.v1.Head.config:type_name -> airstream.link.v1.Config
+	15, // 13: airstream.link.v1.Head.plan:type_name -> airstream.link.v1.Plan
+	16, // 14: airstream.link.v1.Head.table:type_name -> airstream.link.v1.Table
+	17, // 15: airstream.link.v1.Head.chunk:type_name -> airstream.link.v1.Chunk
+	19, // 16: airstream.link.v1.Head.done:type_name -> airstream.link.v1.Done
+	21, // 17: airstream.link.v1.Head.refusal:type_name -> airstream.link.v1.Refusal
+	22, // 18: airstream.link.v1.Head.status:type_name -> airstream.link.v1.Status
+	20, // 19: airstream.link.v1.Head.part:type_name -> airstream.link.v1.Part
+	18, // 20: airstream.link.v1.Chunk.base:type_name -> airstream.link.v1.Base
+	2,  // 21: airstream.link.v1.Refusal.reason:type_name -> airstream.link.v1.Reason
+	3,  // 22: airstream.link.v1.Link.Session:input_type -> airstream.link.v1.Up
+	23, // 23: airstream.link.v1.Enrolment.Enrol:input_type -> airstream.link.v1.EnrolRequest
+	24, // 24: airstream.link.v1.Enrolment.Renew:input_type -> airstream.link.v1.RenewRequest
+	11, // 25: airstream.link.v1.Link.Session:output_type -> airstream.link.v1.Down
+	25, // 26: airstream.link.v1.Enrolment.Enrol:output_type -> airstream.link.v1.EnrolAnswer
+	25, // 27: airstream.link.v1.Enrolment.Renew:output_type -> airstream.link.v1.EnrolAnswer
+	25, // [25:28] is the sub-list for method output_type
+	22, // [22:25] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_link_proto_init() }
@@ -1840,8 +2000,9 @@ func file_link_proto_init() {
 		(*Up_Pull)(nil),
 		(*Up_Demand)(nil),
 		(*Up_Cancel)(nil),
+		(*Up_Blob)(nil),
 	}
-	file_link_proto_msgTypes[8].OneofWrappers = []any{
+	file_link_proto_msgTypes[9].OneofWrappers = []any{
 		(*Head_Manifest)(nil),
 		(*Head_Config)(nil),
 		(*Head_Plan)(nil),
@@ -1850,6 +2011,7 @@ func file_link_proto_init() {
 		(*Head_Done)(nil),
 		(*Head_Refusal)(nil),
 		(*Head_Status)(nil),
+		(*Head_Part)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1857,7 +2019,7 @@ func file_link_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_link_proto_rawDesc), len(file_link_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   21,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
