@@ -45,6 +45,24 @@ func TestAStartIsPushedInItsOrder(t *testing.T) {
 	n.want(t, img, 0, "lib/first")
 }
 
+// On a warm session everything that a start needs follows from one message of the
+// node: one round trip. Nothing else that the node says gets through here, not even
+// an update of a window.
+func TestAStartTakesOneMessage(t *testing.T) {
+	s := newShore(t)
+	img := app(t, s)
+	p := serve(t, t.TempDir(), "127.0.0.1:0", Options{})
+	r := newRelay(t, p.addr, 0, 0)
+	sess := dial(t, r.addr(), "vessel-1", func(o *link.Options) { o.MinStall = time.Minute })
+	await(t, "the session", func() bool { st, _ := sess.State(); return st.Up })
+	time.Sleep(100 * time.Millisecond) // what HTTP/2 says at the beginning has been said
+	r.freezeUp(1)
+	n := newNode()
+	wait(t, sess.Pull(link.Request{Reference: img.ref, Platform: "linux/amd64", Depth: link.Start}, n))
+	n.want(t, img, 1, "bin/app")
+	n.want(t, img, 0, "lib/first")
+}
+
 // The whole image comes, what two layers share once.
 func TestTheRestFollows(t *testing.T) {
 	s := newShore(t)

@@ -14,14 +14,18 @@ type relay struct {
 	to   string
 	work sync.WaitGroup
 
-	mu    sync.Mutex
-	conns map[net.Conn]bool // guarded by mu
-	down  int64             // guarded by mu; bytes towards the node
-	conn  int               // guarded by mu; connections that were made
-	cut   int64             // each connection breaks after so many bytes down; 0: it doesn't
-	pause time.Duration     // between 4 KiB down
-	stall bool              // guarded by mu; nothing crosses any more, and nothing says so
-	open  chan struct{}     // guarded by mu; closed when it does again
+	thaw chan struct{} // closed at the end
+
+	mu     sync.Mutex
+	conns  map[net.Conn]bool // guarded by mu
+	down   int64             // guarded by mu; bytes towards the node
+	conn   int               // guarded by mu; connections that were made
+	cut    int64             // each connection breaks after so many bytes down; 0: it doesn't
+	pause  time.Duration     // between 4 KiB down
+	stall  bool              // guarded by mu; nothing crosses any more, and nothing says so
+	frozen bool              // guarded by mu; what the node says doesn\'t pass any more, but for
+	ups    int               // guarded by mu; so many writes
+	open   chan struct{}     // guarded by mu; closed when it does again
 }
 
 func newRelay(tb testing.TB, to string, cut int64, pause time.Duration) *relay {
@@ -30,12 +34,13 @@ func newRelay(tb testing.TB, to string, cut int64, pause time.Duration) *relay {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	r := &relay{l: l, to: to, cut: cut, pause: pause, conns: map[net.Conn]bool{}, open: make(chan struct{})}
+	r := &relay{l: l, thaw: make(chan struct{}), to: to, cut: cut, pause: pause, conns: map[net.Conn]bool{}, open: make(chan struct{})}
 	close(r.open)
 	r.work.Go(r.accept)
 	tb.Cleanup(func() {
 		_ = l.Close()
 		r.setStall(false)
+		close(r.thaw)
 		r.breakAll()
 		r.work.Wait()
 	})
@@ -81,6 +86,9 @@ func (r *relay) copy(to, from net.Conn, cut int64, down bool) {
 		}
 		r.mu.Unlock()
 		<-open
+		if !down && !r.mayGoUp() {
+			<-r.thaw
+		}
 		if down {
 			time.Sleep(r.pause)
 		}
@@ -91,6 +99,24 @@ func (r *relay) copy(to, from net.Conn, cut int64, down bool) {
 			return
 		}
 	}
+}
+
+// freezeUp lets so many more writes of the node pass and then nothing until the
+// test ends. What comes down still does.
+func (r *relay) freezeUp(writes int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.frozen, r.ups = true, writes
+}
+
+func (r *relay) mayGoUp() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.frozen {
+		return true
+	}
+	r.ups--
+	return r.ups >= 0
 }
 
 func (r *relay) setStall(on bool) {
