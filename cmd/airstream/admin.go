@@ -52,6 +52,7 @@ type nodeStatus struct {
 	Memory  int64         `json:"memory"` // bytes resident
 	Health  health        `json:"health"`
 	Link    linkStatus    `json:"link"`
+	Proxy   *proxyStatus  `json:"proxy,omitempty"` // on shore; absent if there is none
 	Queue   queueStatus   `json:"queue"`
 	Cache   cacheStatus   `json:"cache"`
 	Images  []imageStatus `json:"images"`
@@ -231,4 +232,15 @@ type limitWindow struct {
 type reloaded struct {
 	Applied []string `json:"applied"` // keys
 	Restart []string `json:"restart"` // keys that need a restart of the daemon
+}
+
+// proxyStatus is how the node's session with its proxy is.
+type proxyStatus struct {
+	Address string    `json:"address"`
+	Node    string    `json:"node"` // what the proxy calls this node
+	Up      bool      `json:"up"`
+	Since   time.Time `json:"since"`
+	Error   string    `json:"error,omitempty"`   // why it is down
+	Instead bool      `json:"instead,omitempty"` // registries are asked in its place
+	Until   time.Time `json:"until"`             // when the node's certificate ends
 }

@@ -161,6 +161,20 @@ func (s *onShore) givenUp() (bool, <-chan struct{}) {
 	return s.given, s.turned
 }
 
+// status tells how the session is; nil if there is no proxy.
+func (s *onShore) status() *proxyStatus {
+	if s == nil {
+		return nil
+	}
+	state, _ := s.session.State()
+	p := &proxyStatus{Address: s.cfg.Address, Node: s.identity.Name(), Up: state.Up, Since: state.Since, Until: s.identity.Until()}
+	if state.Err != nil {
+		p.Error = state.Err.Error()
+	}
+	p.Instead, _ = s.givenUp()
+	return p
+}
+
 // Ask implements fetcher.Pusher.
 func (s *onShore) Ask(class fetcher.Class, slot uint32, chunks []uint32) {
 	s.mu.Lock()

@@ -18,7 +18,7 @@ func (n *node) getStatus(w http.ResponseWriter, r *http.Request) {
 	images, err := n.images(r)
 	s := nodeStatus{
 		Version: version(), PID: os.Getpid(), Started: n.started, Now: time.Now(), Keeper: n.keeper(), Memory: resident(),
-		Health: n.health(r.Context()), Link: n.linkStatus(), Queue: n.queueStatus(), Images: images,
+		Health: n.health(r.Context()), Link: n.linkStatus(), Proxy: n.shore.status(), Queue: n.queueStatus(), Images: images,
 	}
 	if err == nil {
 		s.Cache, err = n.cacheStatus()

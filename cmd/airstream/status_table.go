@@ -19,7 +19,7 @@ func printStatus(w io.Writer, s *nodeStatus, width int) error {
 	for _, part := range []struct {
 		title string
 		lines []string
-	}{{"LINK", s.Link.lines(s.Now)}, {"QUEUE", s.Queue.lines(s.Now)}, {"CACHE", []string{s.Cache.line()}}, {"NODE", s.lines()}} {
+	}{{"LINK", s.Link.lines(s.Now)}, {"PROXY", s.Proxy.lines(s.Now)}, {"QUEUE", s.Queue.lines(s.Now)}, {"CACHE", []string{s.Cache.line()}}, {"NODE", s.lines()}} {
 		section(b, part.title, part.lines, width)
 	}
 	b.WriteByte('\n')
@@ -55,6 +55,21 @@ func section(b *strings.Builder, title string, lines []string, width int) {
 // facts joins those that there are.
 func facts(list ...string) string {
 	return strings.Join(slices.DeleteFunc(list, func(s string) bool { return s == "" }), ", ")
+}
+
+// lines are none if there is no proxy.
+func (p *proxyStatus) lines(now time.Time) []string {
+	switch {
+	case p == nil:
+		return nil
+	case p.Up:
+		return []string{fmt.Sprintf("%s for %s, as %s", p.Address, units.Span(now.Sub(p.Since)), p.Node)}
+	}
+	lines := []string{facts(fmt.Sprintf("%s out of reach for %s", p.Address, units.Span(now.Sub(p.Since))), p.Error)}
+	if p.Instead {
+		lines = append(lines, "registries are asked in its place")
+	}
+	return lines
 }
 
 func (l *linkStatus) lines(now time.Time) []string {
