@@ -206,7 +206,7 @@ func get(ctx context.Context, p link.Profile, seed uint64, size int64) (took tim
 	began := time.Now()
 	resp, err := client.Do(req)
 	if err != nil {
-		return 0, 0, 0, err
+		return 0, 0, 0, notReady{err}
 	}
 	n, err := io.Copy(io.Discard, resp.Body)
 	took = time.Since(began)
@@ -214,7 +214,7 @@ func get(ctx context.Context, p link.Profile, seed uint64, size int64) (took tim
 		err = io.ErrUnexpectedEOF
 	}
 	if err != nil {
-		return 0, 0, 0, err
+		return 0, 0, 0, notReady{err}
 	}
 	stats, err := l.Stats(ctx)
 	return took, int64(stats.Down.Delivered.Bytes), int64(stats.Up.Delivered.Bytes), err

@@ -98,45 +98,53 @@ func contenderNamed(name string) contender {
 // the rig's.
 func (b *bench) measure(ctx context.Context, c cell) (result, error) {
 	who := contenderNamed(c.Contender)
-	if who.bound {
-		return who.get(ctx, b, c)
-	}
-	older, newer := c.versions()
-	steps := []string{newer}
-	if c.Kind == update {
-		steps = []string{older, newer}
-	}
-	var starts []start
-	for i, name := range steps {
-		img, err := b.shore.publish(ctx, name, who.tag)
-		if err != nil {
-			return result{}, fmt.Errorf("publish %s:%s: %w", name, who.tag, err)
-		}
-		st := start{tag: name + ":" + who.tag, img: img, lacking: img.Compressed, limit: b.limit}
-		if i > 0 {
-			if st.lacking, err = lacking(starts[0].img, img); err != nil {
-				return result{}, err
-			}
-		}
-		starts = append(starts, st)
-	}
 	r := result{cell: c}
 	limited, cancel := context.WithTimeout(ctx, b.patience)
 	defer cancel()
-	launch, err := b.onSite(limited, c, who, starts)
+	var err error
+	if who.bound {
+		r, err = who.get(limited, b, c)
+	} else {
+		var starts []start
+		if starts, err = b.starts(ctx, c, who.tag); err == nil {
+			r.Launch, err = b.onSite(limited, c, who, starts)
+		}
+	}
 	var failed notReady
 	switch {
 	case ctx.Err() != nil:
 		return r, ctx.Err()
 	case errors.As(err, &failed):
+		r.Launch = site.Launch{}
 		r.Failed, _, _ = strings.Cut(failed.Error(), "\n")
 		fmt.Fprintf(b.words, "%s failed: %v\n", c, err) //nolint:errcheck // progress only
-	case err != nil:
-		return r, err
-	default:
-		r.Launch = launch
+		return r, nil
 	}
-	return r, nil
+	return r, err
+}
+
+// starts publishes what a cell starts: the newer version, after the older one if
+// it is an update.
+func (b *bench) starts(ctx context.Context, c cell, tag string) (list []start, err error) {
+	older, newer := c.versions()
+	steps := []string{newer}
+	if c.Kind == update {
+		steps = []string{older, newer}
+	}
+	for i, name := range steps {
+		img, err := b.shore.publish(ctx, name, tag)
+		if err != nil {
+			return nil, fmt.Errorf("publish %s:%s: %w", name, tag, err)
+		}
+		st := start{tag: name + ":" + tag, img: img, lacking: img.Compressed, limit: b.limit}
+		if i > 0 {
+			if st.lacking, err = lacking(list[0].img, img); err != nil {
+				return nil, err
+			}
+		}
+		list = append(list, st)
+	}
+	return list, nil
 }
 
 // notReady says that the start that was to be measured failed.
@@ -176,7 +184,7 @@ func (b *bench) onSite(ctx context.Context, c cell, who contender, starts []star
 	}
 	if c.Kind == update {
 		if _, err := who.start(ctx, s, starts[0]); err != nil {
-			return site.Launch{}, fmt.Errorf("the older version: %w", err)
+			return site.Launch{}, notReady{fmt.Errorf("the older version: %w", err)}
 		}
 		if _, err := s.Link.SetProfile(ctx, p); err != nil {
 			return site.Launch{}, err

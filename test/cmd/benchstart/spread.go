@@ -24,6 +24,7 @@ func summarise(list []result) (s spread) {
 	var ready []time.Duration
 	var down, up []int64
 	for _, r := range list {
+		s.hot = max(s.hot, r.Hot)
 		if r.Failed != "" {
 			s.failed++
 			s.why = r.Failed
@@ -31,7 +32,6 @@ func summarise(list []result) (s spread) {
 		}
 		s.runs++
 		s.computed = s.computed || r.Computed
-		s.hot = max(s.hot, r.Hot)
 		ready, down, up = append(ready, r.Ready), append(down, r.Down), append(up, r.Up)
 	}
 	if s.runs == 0 {
