@@ -7,9 +7,9 @@ import (
 	"io"
 	"log/slog"
 	"slices"
+	"time"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/airstream-io/airstream/internal/artifact"
 	"github.com/airstream-io/airstream/internal/catalog"
@@ -22,8 +22,9 @@ import (
 // The plans of an image's layers are hundreds of ranges of the layers' blobs. An
 // image that has an artifact has the same content once more, in the order of the
 // start and compressed better, in one blob: a few requests for what follows each
-// other in place of all of them. They are made several at a time, for of one
-// connection a loss takes half (facts: 27% of geo-vsat at 1%, and 79% with eight).
+// other in place of all of them. They are made several at a time, because one loss
+// takes half of what a connection brings: over geo-vsat, with 1%, one uses a
+// quarter of the link.
 // It is only another way for the same chunks: which they are, and whether the
 // bytes are right, say the layers' own tables, and what the blob doesn't bring
 // the plans bring.
@@ -100,38 +101,85 @@ func (s *hotStream) run(ctx context.Context) error {
 	if err := s.read(raw); err != nil {
 		return err
 	}
-	requests, ctx := errgroup.WithContext(ctx)
-	for range s.parallel() {
-		requests.Go(func() error { return s.bring(ctx) })
-	}
-	return requests.Wait()
+	return s.bring(ctx)
 }
 
-// parallel is how many requests to make at a time: as many frames as fill the
-// link for two and a half round trips, so that loss on some leaves it full.
+// parallel is how many requests to make at a time now: as many frames as fill
+// the link for two and a half round trips, and twice as many where packets are
+// lost. It is asked again and again, for at a start the link is not known.
 func (s *hotStream) parallel() int {
 	frame := max(1, s.ref.Hot.Size/int64(max(1, len(s.frames))))
-	return int(min(max((s.f.meter.BandwidthDelay()*5/2+frame-1)/frame, 2), maxBlobs))
+	n := max((s.f.meter.BandwidthDelay()*5/2+frame-1)/frame, 2)
+	if s.f.meter.State().Loss > lossy {
+		n *= 2
+	}
+	return int(min(n, maxBlobs))
 }
 
-// bring makes requests one after another until nothing is left to ask for.
-func (s *hotStream) bring(ctx context.Context) error {
-	o, err := artifact.NewOpener()
-	if err != nil {
-		return err
+const (
+	lossy     = 0.005                  // share of packets; what the link's meter takes for more than now and then
+	lookAgain = 200 * time.Millisecond // at how many requests pay
+)
+
+// bring makes requests until nothing is left to ask for.
+func (s *hotStream) bring(ctx context.Context) (err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type result struct {
+		more bool
+		err  error
 	}
-	defer o.Close()
-	for {
-		more, err := s.attempt(ctx, o)
-		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case err != nil && (errors.Is(err, artifact.ErrInvalid) || errors.Is(err, chunk.ErrMismatch) || errors.Is(err, ErrBusy) || isLocal(err) || isRefusal(err) && !isNotNow(err)):
-			return err // the layers have it, too
-		case err == nil && !more:
-			return nil
+	results := make(chan result)
+	openers := make(chan *artifact.Opener, maxBlobs) // those that nobody uses
+	defer func() {
+		for len(openers) > 0 {
+			(<-openers).Close()
+		}
+	}()
+	tick := time.NewTicker(lookAgain)
+	defer tick.Stop()
+	for active, left := 0, true; left || active > 0; {
+		for ; left && active < s.parallel(); active++ {
+			go func() {
+				more, err := s.once(ctx, openers)
+				results <- result{more, err}
+			}()
+		}
+		select {
+		case r := <-results:
+			active--
+			left = r.more && err == nil
+			if err == nil && r.err != nil && !s.passes(ctx, r.err) {
+				err, left = r.err, false // the layers have it, too
+				cancel()
+			}
+		case <-tick.C:
 		}
 	}
+	return err
+}
+
+// once makes one request with an opener of those that are free.
+func (s *hotStream) once(ctx context.Context, openers chan *artifact.Opener) (more bool, err error) {
+	var o *artifact.Opener
+	select {
+	case o = <-openers:
+	default:
+		if o, err = artifact.NewOpener(); err != nil {
+			return false, err
+		}
+	}
+	defer func() { openers <- o }()
+	return s.attempt(ctx, o)
+}
+
+// passes tells whether it is worth asking again after an error.
+func (s *hotStream) passes(ctx context.Context, err error) bool {
+	switch {
+	case ctx.Err() != nil, errors.Is(err, artifact.ErrInvalid), errors.Is(err, chunk.ErrMismatch), errors.Is(err, ErrBusy), isLocal(err):
+		return false
+	}
+	return !isRefusal(err) || isNotNow(err)
 }
 
 // fetchRoot brings the root of the TOC blob, which says what is in the frames.
