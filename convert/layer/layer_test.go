@@ -158,7 +158,7 @@ func jsonTable(t *testing.T, blob []byte, off int64) io.Reader {
 // A random tar has duplicates, links to what is replaced, and names below
 // links, in every order.
 func TestTreeIsThatOfTheSourceAtRandom(t *testing.T) {
-	for seed := range uint64(200) {
+	for seed := range seeds(200) {
 		raw := randomTar(t, seed)
 		var out bytes.Buffer
 		o := layer.Options{ChunkSize: 4 << 10, GroupSize: int64(seed%2) << 14}
@@ -175,6 +175,16 @@ func TestTreeIsThatOfTheSourceAtRandom(t *testing.T) {
 			t.Fatalf("seed %d", seed)
 		}
 	}
+}
+
+// seeds returns how many of n seeds to try: a tenth with the race detector, with
+// which each takes twenty times as long. The Makefile runs these tests without it,
+// too.
+func seeds(n uint64) uint64 {
+	if raceDetector {
+		return n / 10
+	}
+	return n
 }
 
 func randomTar(t *testing.T, seed uint64) []byte {

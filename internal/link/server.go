@@ -71,6 +71,7 @@ func NewServer(conf *tls.Config, handler Handler, enroller Enroller) *Server {
 	s.grpc = grpc.NewServer(
 		grpc.Creds(serverCreds{credentials.NewTLS(conf)}),
 		grpc.ConnectionTimeout(handshakeTime),
+		grpc.WaitForHandlers(true), // when it stops
 		grpc.MaxConcurrentStreams(4),
 		grpc.MaxRecvMsgSize(256<<10),
 		grpc.InitialWindowSize(64<<10), grpc.InitialConnWindowSize(128<<10), // of what nodes say; fixed, so that nothing is sent to measure them
