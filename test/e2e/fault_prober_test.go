@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/proxy"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
@@ -111,7 +112,11 @@ func (p *prober) prepare(ctx context.Context, key string) error {
 	if err != nil {
 		return err
 	}
-	return p.sn.Remove(context.WithoutCancel(ctx), key)
+	err = p.sn.Remove(context.WithoutCancel(ctx), key)
+	if errdefs.IsNotFound(err) {
+		return nil // containerd's garbage collection was quicker: it doesn't know who else makes snapshots
+	}
+	return err
 }
 
 // measurement is a time during which nothing may be held up.

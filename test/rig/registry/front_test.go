@@ -173,6 +173,9 @@ func TestRanges(t *testing.T) {
 				t.Error("the storage host talks like a registry")
 			}
 			log := f.Log()
+			for end := time.Now().Add(5 * time.Second); len(log) == 1 && log[0].Took == 0 && time.Now().Before(end); log = f.Log() {
+				time.Sleep(time.Millisecond) // the client has its answer before the handler has returned
+			}
 			if len(log) != 1 || log[0].Range != "bytes=1000-1999" || log[0].Status != 206 || log[0].Bytes != 1000 || log[0].Took == 0 || log[0].Conn == 0 {
 				t.Errorf("log = %+v", log)
 			}
