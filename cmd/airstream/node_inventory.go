@@ -122,6 +122,19 @@ func (s *onShore) takeInventory() error {
 	return nil
 }
 
+// tablesOfImage returns the digests of those of an image's tables that are here:
+// more may be than at the last inventory.
+func (s *onShore) tablesOfImage(manifest []byte) []digest.Digest {
+	if len(manifest) == 0 {
+		return nil
+	}
+	img, err := s.n.catalog.Image(digest.FromBytes(manifest))
+	if err != nil {
+		return nil
+	}
+	return s.tablesOf(slotsOf(&img))
+}
+
 // tablesOf returns the digests of those tables of layers that are here.
 func (s *onShore) tablesOf(slots []uint32) (all []digest.Digest) {
 	for _, slot := range slots {

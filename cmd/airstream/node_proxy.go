@@ -263,8 +263,9 @@ func (s *onShore) ask(src catalog.Source, ref string, known knownImage) *shorePu
 	if ok, _, _ := s.n.meter.Admit(fetcher.Hot); !ok {
 		req.Depth = link.Names // a budget is spent, or no window is open: only what is demanded
 	}
+	own := s.tablesOfImage(known.manifest)
 	s.mu.Lock()
-	req.Tables = s.tables
+	req.Tables = append(own, s.tables...)
 	p.pull = s.session.Pull(req, p)
 	s.pulls = append(s.pulls, p)
 	var old *shorePull

@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -258,6 +259,65 @@ func TestAfterARestartOnlyWhatIsMissingCrosses(t *testing.T) {
 	t.Logf("%d bytes in all, %d chunks", state.Bytes, counts.Chunks)
 	if counts.Chunks != 4 { // of lib/cold
 		t.Errorf("%d chunks crossed", counts.Chunks)
+	}
+}
+
+// A tag that is asked for again while only a part of its image is here brings
+// nothing again either, and what is read later comes.
+func TestATagThatIsAskedForAgainBringsNothingAgain(t *testing.T) {
+	f := newFar(t)
+	p, dir := proxyFor(t, f)
+	n := openNode(t, dir, p, false, "", time.Minute)
+	if _, code := n.get(t, "far.example", "1"); code != http.StatusOK {
+		t.Fatalf("the mirror said %d", code)
+	}
+	n.ended(t, 1)
+	before, _ := n.shore.session.State()
+	if _, code := n.get(t, "far.example", "1"); code != http.StatusOK {
+		t.Fatalf("the mirror said %d", code)
+	}
+	n.ended(t, 2)
+	after, _ := n.shore.session.State()
+	if crossed := after.Bytes - before.Bytes; crossed > 300 { // a plan of nothing
+		t.Errorf("%d bytes crossed", crossed)
+	}
+	f.want(t, n, "lib/cold")
+}
+
+// A tag may mean what it meant before, and yet a table be missing: it comes then.
+func TestATableThatIsMissingComesAgain(t *testing.T) {
+	f := newFar(t)
+	p, dir := proxyFor(t, f)
+	n := openNode(t, dir, p, false, "", time.Minute)
+	if _, code := n.get(t, "far.example", "1"); code != http.StatusOK {
+		t.Fatalf("the mirror said %d", code)
+	}
+	f.want(t, n, "bin/app")
+	if err := n.close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(dir, "store", "trees")); err != nil {
+		t.Fatal(err)
+	}
+	n = openNode(t, dir, p, false, "", time.Minute)
+	if _, code := n.get(t, "far.example", "1"); code != http.StatusOK {
+		t.Fatalf("the mirror said %d", code)
+	}
+	n.ended(t, 1)
+	f.want(t, n, "lib/cold")
+}
+
+// ended waits for all that comes unasked of the last of so many pulls.
+func (n *node) ended(t *testing.T, pulls int) {
+	t.Helper()
+	n.shore.mu.Lock()
+	all := slices.Clone(n.shore.pulls)
+	n.shore.mu.Unlock()
+	if len(all) != pulls {
+		t.Fatalf("%d pulls go on, of %d", len(all), pulls)
+	}
+	if err := all[pulls-1].pull.Wait(t.Context()); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -260,6 +260,14 @@ func (p *shorePull) Config(_ context.Context, d digest.Digest, body []byte) erro
 
 func (p *shorePull) slot(layer int) (uint32, error) {
 	p.mu.Lock()
+	covered := p.places != nil
+	p.mu.Unlock()
+	if !covered { // no manifest came: it is the one that is known
+		if err := p.cover(p.known.manifest); err != nil {
+			return 0, err
+		}
+	}
+	p.mu.Lock()
 	defer p.mu.Unlock()
 	slot, ok := p.places[layer]
 	if !ok {
