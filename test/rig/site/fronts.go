@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -30,6 +31,9 @@ func (s *Site) startFronts(ctx context.Context) (err error) {
 		}
 		s.Fronts = append(s.Fronts, f)
 	}
+	if s.opts.Proxy != nil {
+		return s.startProxyFront(ctx)
+	}
 	return nil
 }
 
@@ -47,12 +51,15 @@ func (s *Site) front(ctx context.Context, opts registry.FrontOptions, port uint1
 
 // Ref returns how the node names an image: "app:1" is "10.18.0.1:41234/app:1",
 // or "NAME/app:1" with Options.Name.
-func (s *Site) Ref(name string) string { return cmp.Or(s.opts.Name, s.Front.Host()) + "/" + name }
+func (s *Site) Ref(name string) string { return s.host() + "/" + name }
+
+// host is the node's word for the registry.
+func (s *Site) host() string { return cmp.Or(s.opts.Name, s.Front.Host()) }
 
 // SnapshotterSocket returns where the daemon answers containerd.
 func (s *Site) SnapshotterSocket() string { return s.path("run/snapshotter.sock") }
 
-// writeConfig writes the daemon's configuration.
+// writeConfig writes the configurations of the daemon and of the proxy.
 func (s *Site) writeConfig() error {
 	var text strings.Builder
 	fmt.Fprintf(&text, "root = %q\nstate = %q\n[mirror]\naddress = %q\n", s.path("a"), s.path("run"), mirrorAddr)
@@ -74,6 +81,10 @@ func (s *Site) writeConfig() error {
 			files[name] = cmp.Or(s.opts.Password, opts.Password) + "\n"
 			fmt.Fprintf(&text, "username = %q\npassword_file = %q\n", u, s.path(name))
 		}
+	}
+	if p := s.opts.Proxy; p != nil {
+		fmt.Fprintf(&text, "[proxy]\naddress = %q\n%s", proxyAddr, p.Node)
+		maps.Copy(files, s.proxyConfig())
 	}
 	text.WriteString(s.opts.Config)
 	files["airstream.toml"] = text.String()

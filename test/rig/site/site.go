@@ -55,6 +55,8 @@ type Options struct {
 	// Disk, if its size is set, is a file system of its own for the daemon's
 	// root directory.
 	Disk Disk
+	// Proxy, if set, is a proxy on shore that the node's daemon asks.
+	Proxy *Proxy
 }
 
 // Site is a running site.
@@ -64,12 +66,15 @@ type Site struct {
 	Front    *registry.Front
 	Fronts   []*registry.Front // those of Options.Fronts
 	Node     *node.Node
+	// ProxyFront is what the proxy reads from; nil without Options.Proxy.
+	ProxyFront *registry.Front
 
 	opts   Options
 	dir    string
 	own    bool // the registry is this site's
 	daemon daemon
 	other  *netns.Process // what StartOther has started
+	proxy  *netns.Process // nil if there is none
 	closed bool
 }
 
@@ -125,6 +130,11 @@ func Start(ctx context.Context, opts Options) (_ *Site, err error) {
 	}
 	if err := s.writeConfig(); err != nil {
 		return nil, err
+	}
+	if opts.Proxy != nil {
+		if err := s.setUpProxy(ctx); err != nil {
+			return nil, err
+		}
 	}
 	if opts.NoDaemon {
 		return s, nil
@@ -202,8 +212,8 @@ func (s *Site) Close(ctx context.Context) error {
 	if s.Node != nil {
 		errs = append(errs, s.Node.Stop(ctx))
 	}
-	errs = append(errs, s.StopDaemon(ctx), s.stopOther(ctx))
-	for _, c := range []io.Closer{closer(s.Front != nil, s.Front), frontsCloser(s.Fronts), closer(s.own, s.Registry), closer(s.Link != nil, s.Link)} {
+	errs = append(errs, s.StopDaemon(ctx), s.stopOther(ctx), s.StopProxy(ctx))
+	for _, c := range []io.Closer{closer(s.Front != nil, s.Front), closer(s.ProxyFront != nil, s.ProxyFront), frontsCloser(s.Fronts), closer(s.own, s.Registry), closer(s.Link != nil, s.Link)} {
 		if c != nil {
 			errs = append(errs, c.Close())
 		}
