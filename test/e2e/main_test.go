@@ -139,6 +139,9 @@ func newSite(t *testing.T, opts site.Options) *site.Site {
 			if log, err := s.Log(); err == nil {
 				t.Logf("the daemon's log:\n%s", log)
 			}
+			if log, err := s.ProxyLog(); err == nil {
+				t.Logf("the proxy's log:\n%s", log)
+			}
 			t.Logf("containerd's log:\n%s", s.Node.LogTail())
 		}
 		if err := s.Close(ctx); err != nil {
