@@ -168,6 +168,7 @@ func (p *pull) made(k key, item uint64) bool {
 		p.claimed[k] = gone
 	}
 	p.sent.add(k, item)
+	delete(p.open, k)
 	return waited
 }
 
@@ -186,7 +187,7 @@ func (p *pull) want(m *wire.Demand) {
 		if p.claimed[k] == gone {
 			delete(p.claimed, k) // it has arrived, and is wanted again
 		}
-		p.wanted[m.GetLane()] = append(p.wanted[m.GetLane()], k)
+		p.wanted[m.GetLane()], p.open[k] = append(p.wanted[m.GetLane()], k), true
 		p.owes.Add(1)
 	}
 	close(p.more)
@@ -204,9 +205,11 @@ func (p *pull) serveDemands(ctx context.Context, lane link.Lane) {
 		p.mu.Lock()
 		more := p.more
 		var k key
+		var open bool
 		n := len(p.wanted[lane])
 		if n > 0 {
 			k, p.wanted[lane] = p.wanted[lane][0], p.wanted[lane][1:]
+			open = p.open[k]
 		}
 		p.mu.Unlock()
 		if n == 0 {
@@ -217,7 +220,13 @@ func (p *pull) serveDemands(ctx context.Context, lane link.Lane) {
 				return
 			}
 		}
-		err := p.meet(ctx, lane, k)
+		var err error
+		switch {
+		case open:
+			err = p.meet(ctx, lane, k)
+		case lane == link.Demand: // the plan came to it first
+			p.ss.peer.Promote(recordKey{p.req.GetId(), k})
+		}
 		p.owes.Add(-1)
 		if err != nil {
 			if ctx.Err() == nil && p.refuse(ctx, err) == nil {

@@ -39,6 +39,7 @@ type pull struct {
 	begun   map[key]*wire.Partial // guarded by mu; what the node has of what broke off
 	sent    sentLog               // guarded by mu
 	wanted  [link.NumLanes][]key  // guarded by mu; demands, in their order
+	open    map[key]bool          // guarded by mu; of wanted: not with the Sender since
 	more    chan struct{}         // guarded by mu; closed and replaced when wanted grows
 }
 
@@ -55,7 +56,7 @@ const tableKey = ^uint32(0)
 const maxWanted = 1 << 16
 
 func newPull(ss *session, req *wire.Pull) *pull {
-	p := &pull{ss: ss, req: req, stop: func() {}, tables: map[string]bool{}, ready: make(chan struct{}), begun: map[key]*wire.Partial{}, claimed: map[key]claim{}, more: make(chan struct{})}
+	p := &pull{ss: ss, req: req, stop: func() {}, tables: map[string]bool{}, ready: make(chan struct{}), begun: map[key]*wire.Partial{}, claimed: map[key]claim{}, open: map[key]bool{}, more: make(chan struct{})}
 	for t := range sliceChunks(req.GetTables(), 8) {
 		p.tables[string(t)] = true
 	}

@@ -171,6 +171,29 @@ func TestADemandForWhatIsUnderWay(t *testing.T) {
 	n.everything(t, img)
 }
 
+// Nor does one for what the plan comes to before the demand's lane does.
+func TestADemandThatThePlanOvertakes(t *testing.T) {
+	s := newShore(t)
+	img := app(t, s)
+	p := serve(t, t.TempDir(), "127.0.0.1:0", Options{})
+	n := newNode()
+	n.slow = 5 * time.Millisecond
+	pull := dial(t, p.addr, "vessel-1", nil).Pull(all(img), n)
+	for layer, tree := range img.trees {
+		for c := range uint32(tree.NumChunks()) {
+			pull.Demand(link.Rest, layer, c)
+		}
+	}
+	wait(t, pull)
+	// The lane is served in its order, so this one, which is wanted again, is the last.
+	pull.Demand(link.Rest, 0, 0)
+	twice := func() int { n.mu.Lock(); defer n.mu.Unlock(); return n.twice }
+	await(t, "a second demand", func() bool { return twice() > 0 })
+	if again := twice(); again > 1 {
+		t.Errorf("%d chunks came twice that were wanted once", again-1)
+	}
+}
+
 // A registry that takes its time is not a dead link: the node is told, and waits.
 func TestASlowRegistryIsNoDeadLink(t *testing.T) {
 	s := newShore(t)
