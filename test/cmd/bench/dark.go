@@ -66,7 +66,7 @@ func (b *bench) dark(ctx context.Context) (string, error) {
 	if err := b.onSite(ctx, unsteady, 1, func(s *site.Site) error { return r.refetches(ctx, s, img) }); err != nil {
 		return "", err
 	}
-	b.say("%d bytes of %d crossed twice", r.twice.Again, r.twice.Asked)
+	b.say("%d bytes of %d crossed twice, %d that a crash took: %s", r.twice.Again, r.twice.Asked, r.twice.Lost, r.twice.First)
 	return b.darkTable(img, unsteady, &r), nil
 }
 
