@@ -86,14 +86,18 @@ func (m *Meter) gather(now time.Time, r round, rate, q float64, limited bool) {
 	}
 }
 
+// leastCrowd is how many connections there are at least, and at first.
+func leastCrowd(p Policy) int {
+	if p.Rate > 0 {
+		return cappedCrowd
+	}
+	return minCrowd
+}
+
 // gatherTo makes the crowd one of n, as far as that is allowed. before is the
 // rate if that is a trial. m.mu is held.
 func (m *Meter) gatherTo(n int, before float64) {
-	least := minCrowd
-	if m.rules.policy.Rate > 0 {
-		least = cappedCrowd
-	}
-	n = min(max(n, least), maxCrowd)
+	n = min(max(n, leastCrowd(m.rules.policy)), maxCrowd)
 	if n == m.crowd.n {
 		before = 0
 	}

@@ -36,11 +36,8 @@ type rules struct {
 func (m *Meter) SetPolicy(p Policy) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if had := m.rules.policy.Rate > 0; had != (p.Rate > 0) {
-		m.crowd.n = minCrowd
-		if !had {
-			m.crowd.n = cappedCrowd
-		}
+	if least := leastCrowd(p); least != leastCrowd(m.rules.policy) {
+		m.crowd.n = least
 	}
 	m.rules.policy = p.clone()
 	m.rules.opened, m.rules.until, m.rules.told = time.Time{}, time.Time{}, ""
