@@ -6,6 +6,19 @@
 // The converter writes all of them on every layer it makes.
 package annotation
 
+import "github.com/opencontainers/go-digest"
+
+// TableOf returns what the table of a layer goes by: the digest that its TOCDigest
+// says. A layer that was never converted says none; its table is somebody's word, not
+// the image's, and goes by a name that follows from the blob and is no JSON's digest.
+// So no image can have its own layer's table be taken for that of another.
+func TableOf(blob digest.Digest, annotations map[string]string) digest.Digest {
+	if d, ok := annotations[TOCDigest]; ok {
+		return digest.Digest(d)
+	}
+	return digest.FromString("airstream: outline of " + blob.String())
+}
+
 const (
 	// TOCDigest is the digest of the layer's table of contents: SHA-256 of the
 	// uncompressed JSON. Its presence is what makes a layer lazy, here and in

@@ -46,6 +46,13 @@ type Layer struct {
 	// Hot is the plan of what a start reads, as package trace writes it and as
 	// the manifest at hand has it; another image may have another one.
 	Hot string `json:"-"`
+
+	// Of a layer that was never converted, see Vouch; else empty.
+	DiffID   digest.Digest `json:"diffID,omitempty"`   // that somebody vouches for
+	Outline  digest.Digest `json:"outline,omitempty"`  // the blob that its tree was made from; "": nobody vouches any more
+	TarSize  int64         `json:"tarSize,omitempty"`  // bytes
+	Verified bool          `json:"verified,omitempty"` // its tar has DiffID
+	Wrong    string        `json:"wrong,omitempty"`    // why its images are in quarantine
 }
 
 // ImageLayer is one layer of an image, in its order.
@@ -99,7 +106,7 @@ var (
 	bucketTags   = []byte("tags")   // "host/repo:tag" → Tag
 	bucketImages = []byte("images") // manifest digest → Image
 	bucketLayers = []byte("layers") // slot, big-endian → Layer
-	bucketSlots  = []byte("slots")  // TOC digest → slot, big-endian
+	bucketSlots  = []byte("slots")  // TOC digest, or what annotation.TableOf has for none → slot, big-endian
 	bucketChains = []byte("chains") // chain ID → ImageLayer
 	bucketTypes  = []byte("types")  // manifest or index digest → media type
 	bucketSizes  = []byte("sizes")  // layer or config digest → bytes, big-endian

@@ -30,6 +30,7 @@ var ErrInvalid = errors.New("not a container image")
 type parsed struct {
 	Image
 	layers []Layer // lazy ones; Slot not given yet, index as in Image.Layers
+	descs  []ocispec.Descriptor
 }
 
 // Learn remembers the image that a manifest and its config make. Both have
@@ -69,10 +70,16 @@ func (c *Catalog) Layers(src Source, manifest []byte) (layers []Layer, err error
 			}
 		}
 		for _, desc := range m.Layers {
-			if notLazy(desc) != "" || desc.Digest.Validate() != nil || desc.Size < 0 {
-				continue
+			l, err := vouched(tx, desc)
+			if err != nil {
+				return err
 			}
-			l := lazyLayer(desc)
+			if l.Slot == 0 {
+				if notLazy(desc) != "" || desc.Digest.Validate() != nil || desc.Size < 0 {
+					continue
+				}
+				l = lazyLayer(desc)
+			}
 			if l.Slot, err = giveSlot(tx, l, src); err != nil {
 				return err
 			}
@@ -109,6 +116,7 @@ func parse(mediaType string, manifest, config []byte) (*parsed, error) {
 			Platform: platform(cfg.Platform), Learned: time.Now().UTC(),
 		},
 		layers: make([]Layer, len(m.Layers)),
+		descs:  m.Layers,
 	}
 	if err := m.Config.Digest.Validate(); err != nil {
 		return nil, fmt.Errorf("%w: config %q: %w", ErrInvalid, m.Config.Digest, err)
@@ -172,6 +180,9 @@ func tocOffset(desc ocispec.Descriptor) int64 {
 }
 
 func (p *parsed) save(tx *database.Tx, src Source, name string) error {
+	if err := p.useWord(tx, p.descs); err != nil {
+		return err
+	}
 	for i := range p.Layers {
 		if p.Layers[i].Reason != "" {
 			continue
@@ -182,18 +193,18 @@ func (p *parsed) save(tx *database.Tx, src Source, name string) error {
 		}
 		p.Layers[i].Slot = slot
 	}
-	for _, l := range p.Layers {
+	for i := range p.Layers {
+		l := &p.Layers[i]
 		var old ImageLayer
-		switch err := get(tx, bucketChains, []byte(l.ChainID), &old); {
+		err := get(tx, bucketChains, []byte(l.ChainID), &old)
+		switch {
 		case errors.Is(err, fs.ErrNotExist):
-			err = put(tx, bucketChains, []byte(l.ChainID), l)
-			if err != nil {
-				return err
-			}
-		case err != nil:
+			err = put(tx, bucketChains, []byte(l.ChainID), *l)
+		case err == nil && old.Slot != l.Slot:
+			err = reconcile(tx, l, old)
+		}
+		if err != nil {
 			return err
-		case old.Slot != l.Slot:
-			return fmt.Errorf("%w: chain %s is in slot %d here and would be in %d (0: not lazy); an image that is here already says otherwise", ErrConflict, l.ChainID, old.Slot, l.Slot)
 		}
 	}
 	var old Image
@@ -241,6 +252,9 @@ func giveSlot(tx *database.Tx, l Layer, src Source) (uint32, error) {
 			// The same table in another blob: recompressed. Offsets would
 			// differ, so they can't both be right; the first is kept.
 			return 0, fmt.Errorf("%w: table of contents %s belongs to blob %s here", ErrConflict, l.TOC, old.Blob)
+		}
+		if err := l.newWord(old); err != nil {
+			return 0, err
 		}
 		l.TOCOffset = max(l.TOCOffset, old.TOCOffset)
 	} else {

@@ -149,7 +149,7 @@ func (c *Catalog) Swept(all bool, slots ...uint32) error {
 	}
 	err := c.db.Update(func(tx *database.Tx) error {
 		for _, slot := range slots {
-			if err := tx.Delete(bucketFree, slotKey(slot)); err != nil {
+			if err := errors.Join(tx.Delete(bucketFree, slotKey(slot)), takeBack(tx, slot)); err != nil {
 				return err
 			}
 		}
