@@ -32,7 +32,7 @@ func (f *Fetcher) Open(ctx context.Context, slot, entry uint32) (*Content, error
 	if err != nil {
 		return nil, err
 	}
-	if err := f.await(ctx, l); err != nil {
+	if err := errors.Join(l.inQuarantine(), f.await(ctx, l)); err != nil {
 		return nil, err
 	}
 	if int(entry) >= l.tree.Len() || l.tree.Attr(entry).Mode&toc.TypeMask != toc.TypeRegular {

@@ -26,6 +26,8 @@ type layer struct {
 	bad           error     // why there is no tree: its table is not what the manifest said
 	fresh         time.Time // when its table arrived, if it crossed for this process
 
+	quarantine atomic.Pointer[string] // why nothing of it is served; nil: it is
+
 	lastID   atomic.Pointer[entryID]
 	ids      sync.Map // entry to toc.ObjectID, of some large files
 	numIDs   atomic.Int32
@@ -104,6 +106,9 @@ func (f *Fetcher) layer(slot uint32, refresh bool) (*layer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("fetcher: %w", err)
 	}
+	if info.OnWord() {
+		info.Sources = nil // registries have the layer in one piece alone
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	l, known = f.layers[slot]
@@ -115,6 +120,9 @@ func (f *Fetcher) layer(slot uint32, refresh bool) (*layer, error) {
 		return nil, fmt.Errorf("fetcher: layer in slot %d: %w", slot, context.Canceled)
 	}
 	l = &layer{Layer: info, absent: make(chan struct{}), ready: make(chan struct{}), given: make(chan *toc.Tree, 1), dark: make(chan struct{}), full: make(chan struct{}), from: origins{sources: info.Sources, cover: f.covers[slot]}}
+	if info.Wrong != "" {
+		l.quarantine.Store(&info.Wrong)
+	}
 	f.layers[slot] = l
 	f.work.Go(func() { f.loadTable(f.run, l) })
 	return l, nil
@@ -135,7 +143,7 @@ func (f *Fetcher) Tree(ctx context.Context, slot uint32) (*toc.Tree, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := f.await(ctx, l); err != nil {
+	if err := errors.Join(l.inQuarantine(), f.await(ctx, l)); err != nil {
 		return nil, err
 	}
 	return l.tree, nil

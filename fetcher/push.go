@@ -166,9 +166,9 @@ func (f *Fetcher) storePushed(l *layer, number uint32, p piece, chunks uint32, k
 }
 
 // PutTable delivers the table of contents of a layer: the JSON, whose digest the
-// caller has compared with the layer's, and where it begins in the blob. It
-// returns the layer's tree.
-func (f *Fetcher) PutTable(ctx context.Context, slot uint32, json []byte, at int64) (*toc.Tree, error) {
+// caller has compared with the layer's, and where it begins in the blob; of a layer that
+// was never converted, its outline and the size of its tar. It returns the layer's tree.
+func (f *Fetcher) PutTable(ctx context.Context, slot uint32, table []byte, at int64) (*toc.Tree, error) {
 	l, err := f.layer(slot, false)
 	if err != nil {
 		return nil, err
@@ -180,7 +180,11 @@ func (f *Fetcher) PutTable(ctx context.Context, slot uint32, json []byte, at int
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	tree, err := toc.Parse(bytes.NewReader(json), at)
+	parse := toc.Parse
+	if l.OnWord() {
+		parse = toc.ParseOutline
+	}
+	tree, err := parse(bytes.NewReader(table), at)
 	<-f.parses
 	if err != nil {
 		return nil, fmt.Errorf("fetcher: layer %s: %w: %w", l.Blob, ErrBadTable, err)
