@@ -66,6 +66,9 @@ type NodeProxy struct {
 	Address    string   `toml:"address"`    // HOST:PORT; "": none
 	Patience   Duration `toml:"patience"`   // how long it may be out of reach before registries are asked
 	Registries bool     `toml:"registries"` // they are asked then; if not, the node waits for the proxy
+	// Unconverted says that the proxy is believed what is in layers that were never
+	// converted, until they are here whole and can be compared with the image.
+	Unconverted bool `toml:"unconverted"`
 }
 
 // Fetch says what crosses the link unasked.
@@ -127,7 +130,7 @@ func Default() Node {
 		State:  "/run/airstream",
 		Log:    Log{Level: "info", Format: "text"},
 		Mirror: Mirror{Address: "127.0.0.1:5075", Patience: Duration(10 * time.Second), Refresh: true, Referrers: true},
-		Proxy:  NodeProxy{Patience: Duration(time.Minute), Registries: true},
+		Proxy:  NodeProxy{Patience: Duration(time.Minute), Registries: true, Unconverted: true},
 		Fetch:  Fetch{Background: true, IdleAfter: Duration(15 * time.Second)},
 		Limits: Limits{Outside: "demand"},
 		Cache:  Cache{Reserve: Size(256 * units.MB)},

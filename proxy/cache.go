@@ -122,6 +122,21 @@ func (c *cache) get(key string, limit int64) ([]byte, bool) {
 	return b, true
 }
 
+// readAt fills p from a place in an entry; ok is false if it isn't there, or ends
+// before.
+func (c *cache) readAt(key string, p []byte, off int64) (ok bool) {
+	f, ok := c.open(key)
+	if !ok {
+		return false
+	}
+	n, err := f.ReadAt(p, off)
+	if closeErr := f.Close(); n < len(p) || closeErr != nil {
+		c.drop(key)
+		return false
+	}
+	return err == nil || errors.Is(err, io.EOF)
+}
+
 // put writes an entry. That it can't be is no error: the disk is full, and what
 // it would have held is at hand.
 func (c *cache) put(key string, content []byte) {

@@ -51,13 +51,13 @@ func (p *pull) sendTable(ctx context.Context, layer uint16, item uint64) error {
 	if err != nil {
 		return err
 	}
-	sum, err := hex.DecodeString(l.toc.Encoded())
-	if err != nil {
+	m := &wire.Table{Layer: uint32(layer), Format: link.FormatEStargz, Payload: l.payload}
+	if l.outline != nil {
+		m.Format, m.Digest, m.DiffId = link.FormatOutline, l.outline.body[:], l.outline.diffID[:]
+	} else if m.Digest, err = hex.DecodeString(l.toc.Encoded()); err != nil {
 		return err
 	}
-	h := &wire.Head{Item: item, Codec: codec, Length: uint64(length), Kind: &wire.Head_Table{Table: &wire.Table{ //nolint:gosec // not negative
-		Layer: uint32(layer), Format: link.FormatEStargz, Digest: sum, Payload: l.payload,
-	}}}
+	h := &wire.Head{Item: item, Codec: codec, Length: uint64(length), Kind: &wire.Head_Table{Table: m}} //nolint:gosec // not negative
 	return p.put(ctx, link.Hot, h, p.behind(h, key{uint32(layer), tableKey}, payload), nil)
 }
 
@@ -168,7 +168,7 @@ func (p *pull) made(k key, item uint64) bool {
 		p.claimed[k] = gone
 	}
 	p.sent.add(k, item)
-	delete(p.open, k)
+	delete(p.asked, k)
 	return waited
 }
 
@@ -187,7 +187,7 @@ func (p *pull) want(m *wire.Demand) {
 		if p.claimed[k] == gone {
 			delete(p.claimed, k) // it has arrived, and is wanted again
 		}
-		p.wanted[m.GetLane()], p.open[k] = append(p.wanted[m.GetLane()], k), true
+		p.wanted[m.GetLane()], p.asked[k] = append(p.wanted[m.GetLane()], k), true
 		p.owes.Add(1)
 	}
 	close(p.more)
@@ -209,7 +209,7 @@ func (p *pull) serveDemands(ctx context.Context, lane link.Lane) {
 		n := len(p.wanted[lane])
 		if n > 0 {
 			k, p.wanted[lane] = p.wanted[lane][0], p.wanted[lane][1:]
-			open = p.open[k]
+			open = p.asked[k]
 		}
 		p.mu.Unlock()
 		if n == 0 {

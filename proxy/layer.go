@@ -28,9 +28,10 @@ type layer struct {
 	s       *Server
 	repo    name.Repository
 	desc    ocispec.Descriptor
-	toc     digest.Digest // of its table
-	payload int64         // where the table begins in the blob
+	toc     digest.Digest // what its table goes by
+	payload int64         // where the table begins in the blob; the size of the tar, if there is an outline
 	tree    *toc.Tree
+	outline *outline // nil: the image vouches for its table
 }
 
 // blockSize is how much of a blob is read at a time, in bytes: a round trip on
@@ -67,27 +68,43 @@ func (l *layer) load(ctx context.Context) (*toc.Tree, error) {
 		}
 		l.s.cache.drop(key)
 	}
-	json, err := l.json(ctx)
+	body, err := l.body(ctx)
 	if err != nil {
 		return nil, err
 	}
-	tree, err := toc.Parse(bytes.NewReader(json), l.payload)
+	parse := toc.Parse
+	if l.outline != nil {
+		parse = toc.ParseOutline
+	}
+	tree, err := parse(bytes.NewReader(body), l.payload)
 	if err != nil {
 		return nil, refuse(wire.Reason_REASON_IMAGE, "layer %s: %v", l.desc.Digest, err)
 	}
-	sum := sha256.Sum256(tree.Bytes())
-	l.s.cache.put(key, slices.Concat(sum[:], tree.Bytes()))
+	l.s.cacheTree(l.toc, tree)
 	return tree, nil
+}
+
+func (s *Server) cacheTree(d digest.Digest, tree *toc.Tree) {
+	sum := sha256.Sum256(tree.Bytes())
+	s.cache.put("tree/"+d.Encoded(), slices.Concat(sum[:], tree.Bytes()))
+}
+
+// body returns the table, verified: JSON, or an outline.
+func (l *layer) body(ctx context.Context) ([]byte, error) {
+	if l.outline != nil {
+		return l.outlineBody(ctx)
+	}
+	return l.json(ctx)
 }
 
 // table returns the layer's table as it crosses, and how long it is decoded.
 func (l *layer) table(ctx context.Context) (codec wire.Codec, payload []byte, length int, err error) {
-	json, err := l.json(ctx)
+	body, err := l.body(ctx)
 	if err != nil {
 		return 0, nil, 0, err
 	}
-	codec, payload = link.Encode(json)
-	return codec, payload, len(json), nil
+	codec, payload = link.Encode(body)
+	return codec, payload, len(body), nil
 }
 
 // json returns the table of contents as eStargz has it, verified.
@@ -128,7 +145,11 @@ func (l *layer) chunk(ctx context.Context, n uint32) ([]byte, error) {
 		}
 		// A block on disk may be damaged; registries seldom are.
 		for b := m.Offset / blockSize; b*blockSize < m.End; b++ {
-			l.s.cache.drop(blockKey(l.desc.Digest, b))
+			if l.outline != nil {
+				l.s.cache.drop(tarKey(l.desc.Digest, b))
+			} else {
+				l.s.cache.drop(blockKey(l.desc.Digest, b))
+			}
 		}
 	}
 }
@@ -137,6 +158,9 @@ var gunzippers sync.Pool
 
 // read decompresses the member that a chunk begins in, as far as the chunk.
 func (l *layer) read(ctx context.Context, m toc.Member, k toc.Chunk, content []byte) error {
+	if l.outline != nil {
+		return l.readTar(ctx, content, m.Offset)
+	}
 	in := bufio.NewReaderSize(&blobReader{ctx: ctx, l: l, off: m.Offset, end: m.End}, 16<<10)
 	zr, ok := gunzippers.Get().(*gzip.Reader)
 	var err error

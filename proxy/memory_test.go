@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
 	"github.com/airstream-io/airstream/internal/link"
 )
 
@@ -69,6 +71,35 @@ func TestMemoryDoesNotGrowWithTheImage(t *testing.T) {
 		if used, _, _ := p.cache.usage(); used > 16<<20 {
 			t.Errorf("the cache has %d bytes", used)
 		}
+		p.stop()
+	}
+	if grew[64] > grew[4]+24<<20 {
+		t.Errorf("the heap grew by %d bytes for 4 MiB, %d for 64 MiB", grew[4], grew[64])
+	}
+}
+
+// Nor does what reading a layer takes that was never converted.
+func TestIndexingDoesNotTakeMemoryByTheImage(t *testing.T) {
+	if raceDetector {
+		t.Skip("the race detector takes memory of its own")
+	}
+	s := newShore(t)
+	grew := map[int]int64{}
+	for _, size := range []int{4, 64} { // MiB
+		raw := plainTar(t, []file{{name: "data", content: noise(uint64(size), size<<20)}})
+		img := s.pushPlain(t, fmt.Sprintf("team/plain%d", size), "1", plainLayer{mediaType: ocispec.MediaTypeImageLayerGzip, raw: raw})
+		p := serve(t, t.TempDir(), "127.0.0.1:0", Options{CacheLimit: 140 << 20})
+		sess := dial(t, p.addr, "vessel-1", nil)
+		req := wantAll(img.ref)
+		req.Depth = link.Names
+		n := newNode()
+		began := time.Now()
+		grew[size] = peak(func() { wait(t, sess.Pull(req, n)) })
+		took := time.Since(began)
+		if len(n.tables) != 1 {
+			t.Fatalf("%d tables came", len(n.tables))
+		}
+		t.Logf("%d MiB: the heap grew by %.1f MiB; %.0f MB/s; an outline of %d bytes", size, float64(grew[size])/(1<<20), float64(len(raw))/1e6/took.Seconds(), len(n.tables[0].Body))
 		p.stop()
 	}
 	if grew[64] > grew[4]+24<<20 {

@@ -24,6 +24,8 @@ type node struct {
 	index    link.Manifest
 	config   []byte
 	trees    map[int]*toc.Tree
+	outlines []int
+	tables   []link.Table
 	order    []string // what came: "table 0", "chunk 0/3"
 	chunks   map[[2]int][]byte
 	twice    int
@@ -59,15 +61,26 @@ func (n *node) Config(_ context.Context, _ digest.Digest, body []byte) error {
 }
 
 func (n *node) Table(_ context.Context, t link.Table) (link.Chunks, error) {
-	tree, err := toc.Parse(bytes.NewReader(t.Body), t.Payload)
+	parse := toc.Parse
+	if t.Format == link.FormatOutline {
+		parse = toc.ParseOutline
+	}
+	tree, err := parse(bytes.NewReader(t.Body), t.Payload)
 	if err != nil {
 		return nil, err
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.trees[t.Layer] = tree
+	n.trees[t.Layer], n.tables = tree, append(n.tables, t)
 	n.order = append(n.order, fmt.Sprintf("table %d", t.Layer))
 	return chunksOf{tree}, nil
+}
+
+func (n *node) Plan(_ context.Context, outlines []int) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.outlines = outlines
+	return nil
 }
 
 func (n *node) Known(_ context.Context, layer int, desc ocispec.Descriptor) (link.Chunks, error) {

@@ -85,6 +85,9 @@ type Server struct {
 	reads    *semaphore.Weighted
 	metrics  *metrics
 
+	indexings *semaphore.Weighted
+	indexed   sync.Map // digest of a blob that is being read to *progress
+
 	run  context.Context //nolint:containedctx // ends what sessions share
 	stop context.CancelFunc
 
@@ -113,7 +116,7 @@ func New(opts Options) (*Server, error) {
 	run, stop := context.WithCancel(context.Background()) //nolint:forbidigo // the server's own life, ended by Close
 	s := &Server{
 		opts: opts, log: opts.Logger, cache: c, trees: newTrees(treeMemory), upstream: newUpstream(opts.Registries, opts.Keychain),
-		reads: semaphore.NewWeighted(maxReads), run: run, stop: stop, sessions: map[string][]*session{},
+		reads: semaphore.NewWeighted(maxReads), indexings: semaphore.NewWeighted(maxIndexings), run: run, stop: stop, sessions: map[string][]*session{},
 	}
 	s.metrics = newMetrics(s)
 	return s, nil

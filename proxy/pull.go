@@ -11,14 +11,10 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/name"
-	"github.com/opencontainers/go-digest"
-	"golang.org/x/sync/errgroup"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/airstream-io/airstream/internal/annotation"
 	"github.com/airstream-io/airstream/internal/link"
 	"github.com/airstream-io/airstream/internal/link/wire"
-	"github.com/airstream-io/airstream/internal/toc"
 )
 
 // pull is an image that a node is being sent.
@@ -39,7 +35,8 @@ type pull struct {
 	begun   map[key]*wire.Partial // guarded by mu; what the node has of what broke off
 	sent    sentLog               // guarded by mu
 	wanted  [link.NumLanes][]key  // guarded by mu; demands, in their order
-	open    map[key]bool          // guarded by mu; of wanted: not with the Sender since
+	asked   map[key]bool          // guarded by mu; of wanted: not with the Sender since
+	opening []ocispec.Descriptor  // guarded by mu; layers
 	more    chan struct{}         // guarded by mu; closed and replaced when wanted grows
 }
 
@@ -56,7 +53,7 @@ const tableKey = ^uint32(0)
 const maxWanted = 1 << 16
 
 func newPull(ss *session, req *wire.Pull) *pull {
-	p := &pull{ss: ss, req: req, stop: func() {}, tables: map[string]bool{}, ready: make(chan struct{}), begun: map[key]*wire.Partial{}, claimed: map[key]claim{}, open: map[key]bool{}, more: make(chan struct{})}
+	p := &pull{ss: ss, req: req, stop: func() {}, tables: map[string]bool{}, ready: make(chan struct{}), begun: map[key]*wire.Partial{}, claimed: map[key]claim{}, asked: map[key]bool{}, more: make(chan struct{})}
 	for t := range sliceChunks(req.GetTables(), 8) {
 		p.tables[string(t)] = true
 	}
@@ -177,7 +174,7 @@ func (p *pull) reassure(ctx context.Context) {
 		if p.owes.Load() == 0 || p.ss.peer.Quiet() < every || p.ss.peer.TCP().Waiting {
 			continue
 		}
-		h := &wire.Head{Kind: &wire.Head_Status{Status: &wire.Status{Text: "the proxy is reading " + p.req.GetReference()}}}
+		h := &wire.Head{Kind: &wire.Head_Status{Status: &wire.Status{Text: p.doing()}}}
 		if p.put(ctx, link.Demand, h, nil, nil) != nil {
 			return
 		}
@@ -209,7 +206,7 @@ func (p *pull) send(ctx context.Context) error {
 		return err
 	}
 	close(p.ready)
-	if err := p.put(ctx, link.Demand, &wire.Head{Kind: &wire.Head_Plan{Plan: &wire.Plan{Digest: plan.digest[:], Items: plan.items, Hot: plan.hot}}}, nil, nil); err != nil {
+	if err := p.put(ctx, link.Demand, &wire.Head{Kind: &wire.Head_Plan{Plan: &wire.Plan{Digest: plan.digest[:], Items: plan.items, Hot: plan.hot, Outlines: p.outlines()}}}, nil, nil); err != nil {
 		return err
 	}
 	from := uint64(0)
@@ -258,86 +255,4 @@ func (p *pull) sendNames(ctx context.Context, img *image) error {
 	}
 	codec, payload := link.Encode(img.config)
 	return p.put(ctx, link.Demand, &wire.Head{Codec: codec, Length: uint64(len(img.config)), Kind: &wire.Head_Config{Config: &wire.Config{}}}, payload, nil)
-}
-
-// plan opens the layers and plans what the node lacks.
-func (p *pull) plan(ctx context.Context, img *image) (*plan, error) {
-	s := p.ss.s
-	layers := make([]*layer, len(img.layers))
-	group, gctx := errgroup.WithContext(ctx)
-	group.SetLimit(4)
-	for i, desc := range img.layers {
-		if desc.Annotations[annotation.TOCDigest] == "" {
-			continue
-		}
-		group.Go(func() (err error) {
-			layers[i], err = s.layer(gctx, img.repo, desc)
-			return err
-		})
-	}
-	if err := group.Wait(); err != nil {
-		return nil, err
-	}
-	inventory, before, err := p.inventory(ctx, img)
-	if err != nil {
-		return nil, err
-	}
-	p.layers = layers
-	depth := p.req.GetDepth()
-	if sum, err := hex.DecodeString(img.manifest.digest.Encoded()); err == nil && bytes.Equal(sum, p.req.GetKnown()) {
-		depth = link.Names
-	}
-	w := newWants(layers, inventory)
-	p.bases = findBases(layers, before, w)
-	return makePlan(img, layers, depth, w, p.req.GetHave()), nil
-}
-
-// inventory returns the objects of the images that the node has, and the layers of
-// the first of them that is of the same repository. One that is not to be found any
-// more is left out.
-func (p *pull) inventory(ctx context.Context, wanted *image) (all [][]toc.ObjectID, before []*layer, err error) {
-	s := p.ss.s
-	seen := map[digest.Digest]bool{}
-	for _, ref := range p.req.GetHave() {
-		if _, err := name.NewDigest(ref, name.StrictValidation); err != nil {
-			return nil, nil, refuse(wire.Reason_REASON_REQUEST, "%q in the inventory is no image by digest", ref)
-		}
-		img, err := s.image(ctx, ref, "")
-		if r, ok := errors.AsType[*link.Refusal](err); ok && !r.Temporary() {
-			p.ss.log.InfoContext(ctx, "an image of an inventory is not to be found", slog.String("image", ref), slog.Any("error", err))
-			continue
-		}
-		if err != nil {
-			return nil, nil, err
-		}
-		first := before == nil && img.repo.Name() == wanted.repo.Name()
-		for _, desc := range img.layers {
-			d := digest.Digest(desc.Annotations[annotation.TOCDigest])
-			if d == "" || seen[d] && !first {
-				continue
-			}
-			l, err := s.layer(ctx, img.repo, desc)
-			if err != nil {
-				return nil, nil, err
-			}
-			if first {
-				before = append(before, l)
-			}
-			if seen[d] {
-				continue
-			}
-			seen[d] = true
-			all = append(all, l.objects())
-			p.tables[prefixOf(d)] = true
-		}
-	}
-	return all, before, nil
-}
-
-func prefixOf(d digest.Digest) string {
-	b, err := hex.DecodeString(d.Encoded()[:16])
-	if err != nil {
-		return ""
-	}
-	return string(b)
 }

@@ -126,6 +126,7 @@ func (n *node) run(ctx context.Context, cfg config.Node) (err error) {
 	group.Go(func() error { return n.reloadOn(ctx, syscall.SIGHUP) })
 	group.Go(func() error { return n.resume(ctx) })
 	group.Go(func() error { return n.recheck(ctx, recheckAfter) })
+	group.Go(func() error { return n.compare(ctx) })
 	group.Go(func() error {
 		select {
 		case <-ctx.Done():

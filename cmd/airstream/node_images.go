@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
@@ -87,6 +88,9 @@ func (n *node) status(img *catalog.Image, unpacked map[string]bool) (imageStatus
 	s.Tables = s.Lazy - tableless
 	s.Complete = err == nil && tableless == 0 && s.Missing == 0 && s.Plain == 0
 	s.Dark, s.Why = s.darkness(err)
+	if why, qErr := n.quarantined(img); why != "" || qErr != nil {
+		s.Dark, s.Why, s.Complete, err = "no", why, false, errors.Join(err, qErr)
+	}
 	return s, err
 }
 

@@ -259,7 +259,7 @@ func (s *onShore) ask(src catalog.Source, ref string, known knownImage) *shorePu
 	if digest.Digest(ref).Validate() == nil {
 		where = src.Host + "/" + src.Repo + "@" + ref
 	}
-	req := link.Request{Reference: where, Platform: "linux/" + runtime.GOARCH, Depth: link.Start, Have: s.inventory(src), Manifest: known.manifest}
+	req := link.Request{Reference: where, Platform: "linux/" + runtime.GOARCH, Depth: link.Start, Have: s.inventory(src), Manifest: known.manifest, Outlines: s.cfg.Unconverted}
 	if ok, _, _ := s.n.meter.Admit(fetcher.Hot); !ok {
 		req.Depth = link.Names // a budget is spent, or no window is open: only what is demanded
 	}

@@ -119,10 +119,15 @@ func mustRootFS(t *testing.T, img v1.Image) v1.RootFS {
 // openNode opens all of a node but its file system.
 func openNode(t *testing.T, dir string, p *shoreProxy, registries bool, url string, patience time.Duration) *node {
 	t.Helper()
+	return openNodeWith(t, dir, url, config.NodeProxy{Address: p.listen, Patience: config.Duration(patience), Registries: registries})
+}
+
+func openNodeWith(t *testing.T, dir, url string, proxy config.NodeProxy) *node {
+	t.Helper()
 	cfg := config.Default()
 	cfg.Root, cfg.State = dir, dir
 	cfg.Fetch.Background = false
-	cfg.Proxy = config.NodeProxy{Address: p.listen, Patience: config.Duration(patience), Registries: registries}
+	cfg.Proxy = proxy
 	cfg.Registry = map[string]config.Registry{}
 	if url != "" {
 		cfg.Registry[url] = config.Registry{URL: "http://" + url}

@@ -41,6 +41,9 @@ type shorePull struct {
 	at      map[digest.Digest]uint32  // guarded by mu; table to slot
 	classes map[chunkOf]fetcher.Class // guarded by mu; of chunks that were asked for
 	places  map[int]uint32            // guarded by mu; layer to slot
+	awaits  bool                      // guarded by mu; outlines may come
+	planned bool                      // guarded by mu; pending is known
+	pending map[int]bool              // guarded by mu; layers whose outlines are to come
 }
 
 // change has everybody look again. p.mu is held.
@@ -59,7 +62,7 @@ func (p *shorePull) state(d digest.Digest) (m registry.Manifest, done bool, chan
 		m = p.own
 	}
 	// With the config at hand, learning of the image asks for nothing more.
-	done = m.Digest != "" && (p.config || p.listed != nil && d == "")
+	done = m.Digest != "" && (p.config && p.settled() || p.listed != nil && d == "")
 	return m, done, p.changed, p.err
 }
 
@@ -90,6 +93,7 @@ func (p *shorePull) follow() {
 		err = p.unchanged()
 	}
 	if err == nil {
+		p.settle()
 		p.s.n.fetcher.Pushed(p.slots()...)
 		return
 	}
@@ -225,7 +229,7 @@ func (p *shorePull) cover(manifest []byte) error {
 	}
 	p.s.mu.Lock()
 	for i, desc := range m.Layers {
-		if slot := at[digest.Digest(desc.Annotations[annotation.TOCDigest])]; slot > 0 {
+		if slot := at[annotation.TableOf(desc.Digest, desc.Annotations)]; slot > 0 {
 			places[i] = slot
 			p.s.bySlot[slot] = shorePlace{p, i}
 		}
@@ -233,7 +237,7 @@ func (p *shorePull) cover(manifest []byte) error {
 	given := p.s.given
 	p.s.mu.Unlock()
 	p.mu.Lock()
-	p.at, p.places = at, places
+	p.at, p.places, p.awaits = at, places, p.s.awaitsOutlines(&m)
 	p.mu.Unlock()
 	if given {
 		return nil
@@ -279,17 +283,24 @@ func (p *shorePull) slot(layer int) (uint32, error) {
 // Table implements link.Sink.
 func (p *shorePull) Table(ctx context.Context, t link.Table) (link.Chunks, error) {
 	p.alive(fetcher.Demand)
-	slot, err := p.slot(t.Layer)
+	var slot uint32
+	var err error
+	switch t.Format {
+	case link.FormatEStargz:
+		slot, err = p.slot(t.Layer)
+	case link.FormatOutline:
+		slot, err = p.takeOutline(t)
+	default:
+		err = fmt.Errorf("a table of contents of format %q, which this version does not know", strings.ToValidUTF8(t.Format, "?"))
+	}
 	if err != nil {
 		return nil, err
-	}
-	if t.Format != link.FormatEStargz {
-		return nil, fmt.Errorf("a table of contents of format %q, which this version does not know", strings.ToValidUTF8(t.Format, "?"))
 	}
 	tree, err := p.s.n.fetcher.PutTable(ctx, slot, t.Body, t.Payload)
 	if err != nil {
 		return nil, err
 	}
+	p.arrived(t.Layer)
 	return treeChunks{tree}, nil
 }
 

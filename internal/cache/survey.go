@@ -143,6 +143,9 @@ func (v *survey) rankBlobs(s *store.Store, img *catalog.Image, r rank, opts Opti
 	for _, l := range img.Layers {
 		v.want(l.Blob, r)
 		dead := l.Slot == 0 && opts.Unpacked != nil && opts.Unpacked(l.ChainID)
+		if lazy := v.layers[l.Slot]; lazy.Outline != "" && !lazy.Verified {
+			v.want(lazy.Outline, forever) // its diffID is to be compared yet
+		}
 		if _, here := s.HasBlob(l.Blob); here && l.Slot != 0 {
 			dead = complete(s, v.layers[l.Slot].Layer)
 		}

@@ -3,9 +3,13 @@ package link
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/airstream-io/airstream/internal/link/wire"
 )
@@ -53,6 +57,19 @@ func TestAHostileProxy(t *testing.T) {
 			s.put(Demand, &wire.Head{Kind: &wire.Head_Manifest{Manifest: &wire.Manifest{Digest: sum(f.manifest)}}}, f.manifest)
 			s.put(Demand, &wire.Head{Kind: &wire.Head_Config{Config: &wire.Config{}}}, []byte(`{}`))
 		}, ErrContent},
+		"an outline of a layer that has a table": {func(s *script) {
+			s.names()
+			s.plan(5)
+			s.put(Hot, &wire.Head{Item: 1, Kind: &wire.Head_Table{Table: &wire.Table{Format: FormatOutline, Digest: sum(f.table), DiffId: sum(f.table)}}}, f.table)
+		}, ErrProtocol},
+		"a plan with an outline of a layer that has a table": {func(s *script) {
+			s.names()
+			s.put(Demand, &wire.Head{Kind: &wire.Head_Plan{Plan: &wire.Plan{Digest: sum([]byte("plan")), Outlines: []uint32{0}}}}, nil)
+		}, ErrProtocol},
+		"a plan with an outline of no layer": {func(s *script) {
+			s.names()
+			s.put(Demand, &wire.Head{Kind: &wire.Head_Plan{Plan: &wire.Plan{Digest: sum([]byte("plan")), Outlines: []uint32{7}}}}, nil)
+		}, ErrProtocol},
 		"a table that is another": {func(s *script) {
 			s.names()
 			s.plan(5)
@@ -173,5 +190,50 @@ func TestAnIdleSessionStays(t *testing.T) {
 	after, _ := s.State()
 	if !after.Up || after.Since != before.Since || after.Bytes-before.Bytes > 200 {
 		t.Errorf("it was %+v, is %+v", before, after)
+	}
+}
+
+// An outline is taken by whoever said so, of a layer that was never converted, with a
+// diffID; not otherwise.
+func TestWhoTakesOutlines(t *testing.T) {
+	f := newFixture()
+	var m ocispec.Manifest
+	if err := json.Unmarshal(f.manifest, &m); err != nil {
+		t.Fatal(err)
+	}
+	m.Layers[0].Annotations = nil
+	var err error
+	if f.manifest, err = json.Marshal(m); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		takes  bool
+		diffID []byte
+		want   error
+	}{
+		"said so":        {true, sum(f.table), nil},
+		"did not say so": {false, sum(f.table), ErrProtocol},
+		"without diffID": {true, nil, ErrProtocol},
+		"a short diffID": {true, []byte("short"), ErrProtocol},
+	} {
+		var asked atomic.Bool
+		s := open(t, proxyOf{f, func(s *script, req *wire.Pull) {
+			asked.Store(req.GetOutlines())
+			s.names()
+			s.put(Hot, &wire.Head{Item: 1, Kind: &wire.Head_Table{Table: &wire.Table{Format: FormatOutline, Digest: sum(f.table), DiffId: c.diffID}}}, f.table)
+		}})
+		pull := s.Pull(Request{Reference: "r.example/a:1", Outlines: c.takes}, newSink(f))
+		if c.want == nil {
+			eventually(t, name, func() bool {
+				pull.mu.Lock()
+				defer pull.mu.Unlock()
+				return len(pull.state.chunks) > 0 && pull.state.chunks[0] != nil
+			})
+		} else {
+			eventually(t, name, func() bool { st, _ := s.State(); return errors.Is(st.Err, c.want) })
+		}
+		if asked.Load() != c.takes {
+			t.Errorf("%s: the proxy was told %v", name, asked.Load())
+		}
 	}
 }

@@ -36,6 +36,10 @@
 // been demanded. A proxy that breaks one of these rules loses the session
 // (ErrProtocol).
 //
+// Layers that were never converted have no table that the image vouches for. A node
+// that says so in its request takes an outline (package toc) on the proxy's word,
+// for such a layer alone, and compares the layer's diffID when all of it is here.
+//
 // # Resuming
 //
 // A plan is the same for the same manifest, depth and inventory, whichever
@@ -140,13 +144,20 @@ type Table struct {
 	Desc    ocispec.Descriptor // of the layer, as the manifest has it
 	Format  string
 	Digest  digest.Digest // of Body
-	Payload int64         // bytes of the blob before its table; chunks lie within them
+	Payload int64         // bytes of the blob before its table, or of the tar; chunks lie within them
+	DiffID  digest.Digest // of an outline: what the tar that it makes must have
 	Body    []byte
 }
 
-// FormatEStargz is the table of contents as eStargz has it: JSON, whose digest
-// is the layer's annotation.
-const FormatEStargz = "estargz.v1"
+const (
+	// FormatEStargz is the table of contents as eStargz has it: JSON, whose digest
+	// is the layer's annotation.
+	FormatEStargz = "estargz.v1"
+	// FormatOutline is the table of a layer that was never converted, an outline of
+	// package toc. Nothing in the image says what its digest must be: it is the
+	// proxy's word, until the whole layer is here and its diffID can be compared.
+	FormatOutline = "outline.v1"
+)
 
 // Base is a part of an object that the node has.
 type Base struct {

@@ -24,6 +24,9 @@ import (
 type Sink interface {
 	Manifest(ctx context.Context, m Manifest) error
 	Config(ctx context.Context, d digest.Digest, body []byte) error
+	// Plan tells for which layers the proxy vouches: their tables are here, as
+	// Request.Tables had it, or come next. It is told anew in each session.
+	Plan(ctx context.Context, outlines []int) error
 	// Table stores a table of contents and returns the chunks that it has.
 	Table(ctx context.Context, t Table) (Chunks, error)
 	// Known returns the chunks of a layer whose table Request.Tables named or
@@ -54,6 +57,9 @@ type Request struct {
 	// the image are here. If the image is still that, nothing of it comes again:
 	// tables that are not in Tables do, and what is demanded.
 	Manifest []byte
+	// Outlines says that the proxy is believed what is in layers that were never
+	// converted.
+	Outlines bool
 }
 
 // ErrContent says that a proxy sends content that is not what its digest says.

@@ -25,7 +25,7 @@ func (p *Pull) take(ctx context.Context, r *record, unasked *idle) error {
 	case *wire.Head_Config:
 		return p.takeConfig(ctx, r)
 	case *wire.Head_Plan:
-		return p.takePlan(r.head, k.Plan)
+		return p.takePlan(ctx, k.Plan)
 	case *wire.Head_Table:
 		return p.takeTable(ctx, r, k.Table)
 	case *wire.Head_Chunk:
@@ -106,17 +106,38 @@ func (p *Pull) takeConfig(ctx context.Context, r *record) error {
 // maxItems bounds a plan: tables and chunks of all layers.
 const maxItems = 1 << 32
 
-func (p *Pull) takePlan(h *wire.Head, m *wire.Plan) error {
+func (p *Pull) takePlan(ctx context.Context, m *wire.Plan) error {
+	outlines, err := p.setPlan(m)
+	if err != nil {
+		return err
+	}
+	return p.delivered(p.sink.Plan(ctx, outlines))
+}
+
+func (p *Pull) setPlan(m *wire.Plan) (outlines []int, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.manifest == nil || len(m.GetDigest()) != sha256.Size || m.GetItems() > maxItems || m.GetHot() > m.GetItems() {
-		return broken("a plan that can't be one")
+		return nil, broken("a plan that can't be one")
+	}
+	for _, layer := range m.GetOutlines() {
+		if len(outlines) >= len(p.manifest.Layers) || int(layer) >= len(p.manifest.Layers) || !p.maybeOutline(p.manifest.Layers[layer]) {
+			return nil, broken("an outline of layer %d, for which the proxy may not vouch", layer)
+		}
+		outlines = append(outlines, int(layer))
 	}
 	if !bytes.Equal(p.state.plan, m.GetDigest()) {
 		p.state.plan, p.state.position, p.state.got = m.GetDigest(), 0, nil
 	}
 	p.state.items, p.state.hot = m.GetItems(), m.GetHot()
-	return nil
+	return outlines, nil
+}
+
+// maybeOutline tells whether a layer's table may be the proxy's word: not if the
+// image says what it is. req.Outlines never changes.
+func (p *Pull) maybeOutline(desc ocispec.Descriptor) bool {
+	_, said := desc.Annotations[annotation.TOCDigest]
+	return !said && p.req.GetOutlines()
 }
 
 func (p *Pull) takeTable(ctx context.Context, r *record, t *wire.Table) error {
@@ -131,6 +152,13 @@ func (p *Pull) takeTable(ctx context.Context, r *record, t *wire.Table) error {
 	if t.GetFormat() == FormatEStargz && digest.NewDigestFromBytes(digest.SHA256, t.GetDigest()) != want {
 		return fmt.Errorf("link: table of layer %s: %w: it is %x, not %s", desc.Digest, ErrContent, t.GetDigest(), want)
 	}
+	var diffID digest.Digest
+	if t.GetFormat() == FormatOutline {
+		if !p.maybeOutline(desc) || len(t.GetDiffId()) != sha256.Size {
+			return broken("an outline of layer %d, for which the proxy may not vouch", t.GetLayer())
+		}
+		diffID = digest.NewDigestFromBytes(digest.SHA256, t.GetDiffId())
+	}
 	body, err := decode(r.head.GetCodec(), r.payload, r.head.GetLength(), nil)
 	if err != nil {
 		return broken("table: %w", err)
@@ -138,7 +166,7 @@ func (p *Pull) takeTable(ctx context.Context, r *record, t *wire.Table) error {
 	if sum := sha256.Sum256(body); !bytes.Equal(sum[:], t.GetDigest()) {
 		return fmt.Errorf("link: table of layer %s: %w", desc.Digest, ErrContent)
 	}
-	chunks, err := p.sink.Table(ctx, Table{Layer: int(t.GetLayer()), Desc: desc, Format: t.GetFormat(), Digest: digest.NewDigestFromBytes(digest.SHA256, t.GetDigest()), Payload: t.GetPayload(), Body: body})
+	chunks, err := p.sink.Table(ctx, Table{Layer: int(t.GetLayer()), Desc: desc, Format: t.GetFormat(), Digest: digest.NewDigestFromBytes(digest.SHA256, t.GetDigest()), Payload: t.GetPayload(), DiffID: diffID, Body: body})
 	if err != nil {
 		return p.delivered(err)
 	}

@@ -178,6 +178,7 @@ func newSink(f *fixture) *sink { return &sink{f: f, chunks: map[uint32]string{}}
 
 func (s *sink) Manifest(context.Context, Manifest) error                       { return nil }
 func (s *sink) Config(context.Context, digest.Digest, []byte) error            { return nil }
+func (s *sink) Plan(context.Context, []int) error                              { return nil }
 func (s *sink) Table(context.Context, Table) (Chunks, error)                   { return s.f, nil }
 func (s *sink) Base(context.Context, Base) ([]byte, error)                     { return nil, errors.New("not here") }
 func (s *sink) Known(context.Context, int, ocispec.Descriptor) (Chunks, error) { return nil, nil } //nolint:nilnil // not here

@@ -214,6 +214,8 @@ type arrivals struct {
 func (a *arrivals) Manifest(context.Context, link.Manifest) error       { return nil }
 func (a *arrivals) Config(context.Context, digest.Digest, []byte) error { return nil }
 func (a *arrivals) Status(string)                                       {}
+func (a *arrivals) Plan(context.Context, []int) error                   { return nil }
+
 func (a *arrivals) Table(_ context.Context, t link.Table) (c link.Chunks, err error) {
 	a.tree, err = toc.Parse(bytes.NewReader(t.Body), t.Payload)
 	return treeChunks{a.tree}, err

@@ -301,12 +301,13 @@ type Pull struct {
 	Reference     string                 `protobuf:"bytes,2,opt,name=reference,proto3" json:"reference,omitempty"` // "registry.example/repo:tag" or "…/repo@sha256:…"
 	Platform      string                 `protobuf:"bytes,3,opt,name=platform,proto3" json:"platform,omitempty"`   // "linux/amd64"
 	Depth         Depth                  `protobuf:"varint,4,opt,name=depth,proto3,enum=airstream.link.v1.Depth" json:"depth,omitempty"`
-	Have          []string               `protobuf:"bytes,5,rep,name=have,proto3" json:"have,omitempty"`       // "registry.example/repo@sha256:…" of complete images
-	Tables        []byte                 `protobuf:"bytes,6,opt,name=tables,proto3" json:"tables,omitempty"`   // first 8 bytes of the digest of each table that is here
-	Resume        *Resume                `protobuf:"bytes,7,opt,name=resume,proto3" json:"resume,omitempty"`   // absent the first time
-	Got           []*Got                 `protobuf:"bytes,8,rep,name=got,proto3" json:"got,omitempty"`         // what came of the plan out of its order
-	Partial       []*Partial             `protobuf:"bytes,9,rep,name=partial,proto3" json:"partial,omitempty"` // what broke off
-	Known         []byte                 `protobuf:"bytes,10,opt,name=known,proto3" json:"known,omitempty"`    // digest of a manifest: if the image is still that, it is here in part, and chunks come when demanded
+	Have          []string               `protobuf:"bytes,5,rep,name=have,proto3" json:"have,omitempty"`           // "registry.example/repo@sha256:…" of complete images
+	Tables        []byte                 `protobuf:"bytes,6,opt,name=tables,proto3" json:"tables,omitempty"`       // first 8 bytes of the digest of each table that is here
+	Resume        *Resume                `protobuf:"bytes,7,opt,name=resume,proto3" json:"resume,omitempty"`       // absent the first time
+	Got           []*Got                 `protobuf:"bytes,8,rep,name=got,proto3" json:"got,omitempty"`             // what came of the plan out of its order
+	Partial       []*Partial             `protobuf:"bytes,9,rep,name=partial,proto3" json:"partial,omitempty"`     // what broke off
+	Known         []byte                 `protobuf:"bytes,10,opt,name=known,proto3" json:"known,omitempty"`        // digest of a manifest: if the image is still that, it is here in part, and chunks come when demanded
+	Outlines      bool                   `protobuf:"varint,11,opt,name=outlines,proto3" json:"outlines,omitempty"` // of layers that were never converted: taken on the proxy's word
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -409,6 +410,13 @@ func (x *Pull) GetKnown() []byte {
 		return x.Known
 	}
 	return nil
+}
+
+func (x *Pull) GetOutlines() bool {
+	if x != nil {
+		return x.Outlines
+	}
+	return false
 }
 
 type Resume struct {
@@ -1193,7 +1201,8 @@ type Plan struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Digest        []byte                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
 	Items         uint64                 `protobuf:"varint,2,opt,name=items,proto3" json:"items,omitempty"`
-	Hot           uint64                 `protobuf:"varint,3,opt,name=hot,proto3" json:"hot,omitempty"` // the last item that a start needs
+	Hot           uint64                 `protobuf:"varint,3,opt,name=hot,proto3" json:"hot,omitempty"`                  // the last item that a start needs
+	Outlines      []uint32               `protobuf:"varint,4,rep,packed,name=outlines,proto3" json:"outlines,omitempty"` // layers whose tables are outlines, here already or items of the plan
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1249,12 +1258,20 @@ func (x *Plan) GetHot() uint64 {
 	return 0
 }
 
+func (x *Plan) GetOutlines() []uint32 {
+	if x != nil {
+		return x.Outlines
+	}
+	return nil
+}
+
 type Table struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Layer         uint32                 `protobuf:"varint,1,opt,name=layer,proto3" json:"layer,omitempty"`
 	Format        string                 `protobuf:"bytes,2,opt,name=format,proto3" json:"format,omitempty"`
-	Digest        []byte                 `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`    // of what it decodes to
-	Payload       int64                  `protobuf:"varint,4,opt,name=payload,proto3" json:"payload,omitempty"` // bytes of the blob before its table of contents
+	Digest        []byte                 `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`               // of what it decodes to
+	Payload       int64                  `protobuf:"varint,4,opt,name=payload,proto3" json:"payload,omitempty"`            // bytes of the blob before its table of contents; of the tar, if it is an outline
+	DiffId        []byte                 `protobuf:"bytes,5,opt,name=diff_id,json=diffId,proto3" json:"diff_id,omitempty"` // of an outline: SHA-256 of the tar, 32 bytes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1315,6 +1332,13 @@ func (x *Table) GetPayload() int64 {
 		return x.Payload
 	}
 	return 0
+}
+
+func (x *Table) GetDiffId() []byte {
+	if x != nil {
+		return x.DiffId
+	}
+	return nil
 }
 
 type Chunk struct {
@@ -1790,7 +1814,7 @@ const file_link_proto_rawDesc = "" +
 	"\x06demand\x18\x02 \x01(\v2\x19.airstream.link.v1.DemandH\x00R\x06demand\x123\n" +
 	"\x06cancel\x18\x03 \x01(\v2\x19.airstream.link.v1.CancelH\x00R\x06cancel\x12-\n" +
 	"\x04blob\x18\x04 \x01(\v2\x17.airstream.link.v1.BlobH\x00R\x04blobB\x06\n" +
-	"\x04kind\"\xd5\x02\n" +
+	"\x04kind\"\xf1\x02\n" +
 	"\x04Pull\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x1c\n" +
 	"\treference\x18\x02 \x01(\tR\treference\x12\x1a\n" +
@@ -1802,7 +1826,8 @@ const file_link_proto_rawDesc = "" +
 	"\x03got\x18\b \x03(\v2\x16.airstream.link.v1.GotR\x03got\x124\n" +
 	"\apartial\x18\t \x03(\v2\x1a.airstream.link.v1.PartialR\apartial\x12\x14\n" +
 	"\x05known\x18\n" +
-	" \x01(\fR\x05known\"T\n" +
+	" \x01(\fR\x05known\x12\x1a\n" +
+	"\boutlines\x18\v \x01(\bR\boutlines\"T\n" +
 	"\x06Resume\x12\x1a\n" +
 	"\bmanifest\x18\x01 \x01(\fR\bmanifest\x12\x12\n" +
 	"\x04plan\x18\x02 \x01(\fR\x04plan\x12\x1a\n" +
@@ -1855,16 +1880,18 @@ const file_link_proto_rawDesc = "" +
 	"media_type\x18\x01 \x01(\tR\tmediaType\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\fR\x06digest\x12\x14\n" +
 	"\x05index\x18\x03 \x01(\bR\x05index\"\b\n" +
-	"\x06Config\"F\n" +
+	"\x06Config\"b\n" +
 	"\x04Plan\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\fR\x06digest\x12\x14\n" +
 	"\x05items\x18\x02 \x01(\x04R\x05items\x12\x10\n" +
-	"\x03hot\x18\x03 \x01(\x04R\x03hot\"g\n" +
+	"\x03hot\x18\x03 \x01(\x04R\x03hot\x12\x1a\n" +
+	"\boutlines\x18\x04 \x03(\rR\boutlines\"\x80\x01\n" +
 	"\x05Table\x12\x14\n" +
 	"\x05layer\x18\x01 \x01(\rR\x05layer\x12\x16\n" +
 	"\x06format\x18\x02 \x01(\tR\x06format\x12\x16\n" +
 	"\x06digest\x18\x03 \x01(\fR\x06digest\x12\x18\n" +
-	"\apayload\x18\x04 \x01(\x03R\apayload\"`\n" +
+	"\apayload\x18\x04 \x01(\x03R\apayload\x12\x17\n" +
+	"\adiff_id\x18\x05 \x01(\fR\x06diffId\"`\n" +
 	"\x05Chunk\x12\x14\n" +
 	"\x05layer\x18\x01 \x01(\rR\x05layer\x12\x14\n" +
 	"\x05chunk\x18\x02 \x01(\rR\x05chunk\x12+\n" +
