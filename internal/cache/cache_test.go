@@ -8,8 +8,10 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.uber.org/goleak"
 
+	"github.com/airstream-io/airstream/internal/annotation"
 	"github.com/airstream-io/airstream/internal/catalog"
 	"github.com/airstream-io/airstream/internal/store"
 	"github.com/airstream-io/airstream/internal/toc"
@@ -237,4 +239,42 @@ func TestCollectCanBeCancelled(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	n.want(l, true, "a")
+}
+
+// Of a layer on somebody's word, what it is to be compared with stays until it was; its
+// tree stays as long as its image.
+func TestALayerOnSomebodysWordCanBeCompared(t *testing.T) {
+	n := newNode(t)
+	l := n.layer("word", 0, "w1", "w2")
+	l.plain, l.toc = true, annotation.TableOf(l.blob, nil)
+	must(t, n.s.PutTree(l.toc, l.tree))
+	outline := []byte("an outline")
+	must(t, n.s.PutBlob(digest.FromBytes(outline), outline))
+	word, err := n.c.Vouch(src, ocispec.Descriptor{Digest: l.blob, Size: 1 << 20}, l.diff, digest.FromBytes(outline), 1<<20)
+	must(t, err)
+	img := n.image("registry.example/word:1", l)
+	if img.Layers[0].Slot != word.Slot {
+		t.Fatalf("%+v", img.Layers)
+	}
+	all := func() (outlineHere, treeHere bool) {
+		must(t, n.s.Flush())
+		_, err := Collect(t.Context(), n.s, n.c, Options{All: true})
+		must(t, err)
+		_, outlineHere = n.s.HasBlob(digest.FromBytes(outline))
+		return outlineHere, n.s.HasTree(l.toc)
+	}
+	if outline, tree := all(); !outline || !tree {
+		t.Errorf("before it was compared: outline %v, tree %v", outline, tree)
+	}
+	must(t, n.c.Compared(word.Slot, ""))
+	if _, tree := all(); !tree {
+		t.Error("the tree went while there is an image")
+	}
+	must(t, n.c.Remove(img.Manifest))
+	if _, tree := all(); tree {
+		t.Error("the tree stays without an image")
+	}
+	if got, err := n.c.Layer(word.Slot); err != nil || got.Outline != "" {
+		t.Errorf("somebody still vouches: %+v, %v", got, err)
+	}
 }

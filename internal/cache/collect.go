@@ -240,7 +240,16 @@ func (k *collection) hot(r rank) error {
 	})
 }
 
-func (k *collection) trees(r rank) error { return k.layersOf(r, k.tree) }
+// trees deletes trees of lazy layers, but not those that somebody's word made: no
+// registry has what they were made from, and reads would wait for who said it.
+func (k *collection) trees(r rank) error {
+	return k.layersOf(r, func(l catalog.Layer) error {
+		if l.OnWord() {
+			return nil
+		}
+		return k.tree(l)
+	})
+}
 
 // layersOf calls f for the lazy layers of the image of rank r that no image
 // above has.
