@@ -41,8 +41,6 @@ func (f *Fetcher) Compare(ctx context.Context, slot uint32) (wrong string, err e
 	if wrong == "" {
 		return "", nil
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
 	l.quarantine.Store(&wrong)
 	return wrong, nil
 }
@@ -52,7 +50,13 @@ func (f *Fetcher) compare(ctx context.Context, l *layer, outline digest.Digest, 
 	if err != nil {
 		return "", err
 	}
+	select {
+	case f.parses <- struct{}{}:
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
 	tree, err := toc.ParseOutline(bytes.NewReader(raw), size)
+	<-f.parses
 	if err != nil {
 		return "", err
 	}

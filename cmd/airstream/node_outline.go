@@ -18,6 +18,7 @@ import (
 // not, is so.
 func (p *shorePull) Plan(_ context.Context, outlines []int) error {
 	p.alive(fetcher.Demand)
+	p.word.Store(len(outlines) > 0)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.planned, p.pending = true, map[int]bool{}

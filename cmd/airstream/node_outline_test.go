@@ -78,6 +78,15 @@ func TestAnUnconvertedImageIsLazy(t *testing.T) {
 	f.want(t, n, "bin/app")
 	f.want(t, n, "lib/cold")
 	f.want(t, n, "lib/other")
+	// What the disk has changed is not taken for a lie.
+	flip(t, dir)
+	if err := n.compareAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if l := n.layer(t, 1); l.Verified || l.Wrong != "" {
+		t.Errorf("on a damaged disk: %+v", l)
+	}
+	flip(t, dir)
 	if err := n.compareAll(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -90,6 +99,23 @@ func TestAnUnconvertedImageIsLazy(t *testing.T) {
 	s, err := n.status(&img, nil)
 	if err != nil || !s.Complete || s.Dark != "yes" {
 		t.Errorf("%+v, %v", s, err)
+	}
+}
+
+// flip changes a bit of an object on disk, or changes it back.
+func flip(t *testing.T, dir string) {
+	t.Helper()
+	all, err := filepath.Glob(filepath.Join(dir, "store", "objects", "*", "*"))
+	if err != nil || len(all) == 0 {
+		t.Fatalf("%d objects, %v", len(all), err)
+	}
+	b, err := os.ReadFile(all[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[len(b)/2] ^= 1
+	if err := os.WriteFile(all[0], b, 0o600); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -270,7 +270,10 @@ func (s *onShore) ask(src catalog.Source, ref string, known knownImage) *shorePu
 	s.pulls = append(s.pulls, p)
 	var old *shorePull
 	if len(s.pulls) > maxShorePulls {
-		old, s.pulls = s.pulls[0], s.pulls[1:]
+		// Those on the proxy's word bring what registries can't: they go last.
+		at := max(0, slices.IndexFunc(s.pulls[:maxShorePulls], func(p *shorePull) bool { return !p.word.Load() }))
+		old = s.pulls[at]
+		s.pulls = slices.Delete(s.pulls, at, at+1)
 	}
 	s.mu.Unlock()
 	if old != nil {

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -29,7 +30,8 @@ type shorePull struct {
 	ref  string
 	pull *link.Pull
 
-	known knownImage // what is here of it
+	known knownImage  // what is here of it
+	word  atomic.Bool // the proxy vouches for layers of it
 
 	mu      sync.Mutex
 	changed chan struct{}             // guarded by mu; closed and replaced when what follows changes
