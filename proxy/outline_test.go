@@ -251,3 +251,20 @@ func TestLayersThatAreNotServedInPieces(t *testing.T) {
 		t.Errorf("outlines of %v", n.outlines)
 	}
 }
+
+// What stands in the cache is read as it was written, or not at all.
+func FuzzOutlineHead(f *testing.F) {
+	f.Add((&outline{size: 5}).marshal())
+	f.Add((&outline{refused: "it is sparse"}).marshal())
+	f.Add([]byte("short"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if o, ok := parseOutlineHead(b); ok && !bytes.Equal(o.marshal(), b) {
+			t.Errorf("%x is read as %+v", b, o)
+		}
+		o := &outline{size: int64(len(b)), refused: string(b)}
+		copy(o.diffID[:], b)
+		if again, ok := parseOutlineHead(o.marshal()); !ok || *again != *o {
+			t.Errorf("%+v became %+v", o, again)
+		}
+	})
+}
