@@ -75,7 +75,7 @@ func (p *pull) sendBlob(ctx context.Context, req *wire.Blob) error {
 	if err != nil {
 		return err
 	}
-	return p.put(ctx, lane, &wire.Head{Kind: &wire.Head_Done{Done: &wire.Done{}}}, nil, nil)
+	return p.put(ctx, lane, &wire.Head{Kind: &wire.Head_Done{Done: &wire.Done{}}}, nil)
 }
 
 func (p *pull) copyBlob(ctx context.Context, lane link.Lane, body io.Reader) error {
@@ -84,7 +84,7 @@ func (p *pull) copyBlob(ctx context.Context, lane link.Lane, body io.Reader) err
 		n, err := io.ReadFull(body, part)
 		if n > 0 {
 			h := &wire.Head{Length: uint64(n), Kind: &wire.Head_Part{Part: &wire.Part{}}} //nolint:gosec // not negative
-			if err := p.put(ctx, lane, h, part[:n], nil); err != nil {
+			if err := p.put(ctx, lane, h, part[:n]); err != nil {
 				return err
 			}
 		}

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/klauspost/compress/gzip"
@@ -32,6 +33,7 @@ type layer struct {
 	payload int64         // where the table begins in the blob; the size of the tar, if there is an outline
 	tree    *toc.Tree
 	outline *outline // nil: the image vouches for its table
+	lastID  atomic.Pointer[objectOf]
 }
 
 // blockSize is how much of a blob is read at a time, in bytes: a round trip on
@@ -125,6 +127,25 @@ func (l *layer) json(ctx context.Context) ([]byte, error) {
 		return nil, refuse(wire.Reason_REASON_IMAGE, "the table of contents of layer %s is not what its digest says", l.desc.Digest)
 	}
 	return body, nil
+}
+
+// piece returns what a chunk is, whichever layer has it. IDs of objects are made of
+// all their chunks', so the last one is remembered: chunks come file by file.
+func (l *layer) piece(c uint32) pieceID {
+	f := l.tree.ChunkFile(c)
+	first, _ := l.tree.Chunks(f)
+	last := l.lastID.Load()
+	if last == nil || last.entry != f {
+		last = &objectOf{f, l.tree.ObjectID(f)}
+		l.lastID.Store(last)
+	}
+	return chunkPiece(last.id, c-first)
+}
+
+// objectOf is what a file of a layer is.
+type objectOf struct {
+	entry uint32
+	id    toc.ObjectID
 }
 
 // chunk returns a chunk's content, verified.

@@ -142,7 +142,7 @@ func (s *Server) Serve(ctx context.Context, p *link.Peer) error {
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	ss := &session{s: s, peer: p, end: cancel, began: time.Now(), pulls: map[uint32]*pull{}, log: s.log.With(slog.String("node", node))}
+	ss := &session{s: s, peer: p, end: cancel, began: time.Now(), pulls: map[uint32]*pull{}, ledger: newLedger(), log: s.log.With(slog.String("node", node))}
 	p.Pace(s.opts.Limits.Rate)
 	s.enter(node, ss)
 	defer s.leave(node, ss)

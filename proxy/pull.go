@@ -31,13 +31,24 @@ type pull struct {
 	owes atomic.Int64 // what the node waits for: the plan, and demands
 
 	mu      sync.Mutex
-	claimed map[key]claim         // guarded by mu
+	has     [][]uint64            // guarded by mu; by layer: bit set of chunks that the plan leaves out; nil: none
 	begun   map[key]*wire.Partial // guarded by mu; what the node has of what broke off
-	sent    sentLog               // guarded by mu
-	wanted  [link.NumLanes][]key  // guarded by mu; demands, in their order
-	asked   map[key]bool          // guarded by mu; of wanted: not with the Sender since
+	wanted  [link.NumLanes][]want // guarded by mu; demands, in their order
+	left    []leftOut             // guarded by mu; what is wanted and left to other pulls
 	opening []ocispec.Descriptor  // guarded by mu; layers
 	more    chan struct{}         // guarded by mu; closed and replaced when wanted grows
+}
+
+// want is a demand: for what, and how many records the node had seen then.
+type want struct {
+	key  key
+	seen arrived
+}
+
+// leftOut is what a pull is asked for and another one sends.
+type leftOut struct {
+	key key
+	e   *parcel
 }
 
 // key names a chunk of an image.
@@ -53,7 +64,7 @@ const tableKey = ^uint32(0)
 const maxWanted = 1 << 16
 
 func newPull(ss *session, req *wire.Pull) *pull {
-	p := &pull{ss: ss, req: req, stop: func() {}, tables: map[string]bool{}, ready: make(chan struct{}), begun: map[key]*wire.Partial{}, claimed: map[key]claim{}, asked: map[key]bool{}, more: make(chan struct{})}
+	p := &pull{ss: ss, req: req, stop: func() {}, tables: map[string]bool{}, ready: make(chan struct{}), begun: map[key]*wire.Partial{}, more: make(chan struct{})}
 	for t := range sliceChunks(req.GetTables(), 8) {
 		p.tables[string(t)] = true
 	}
@@ -77,15 +88,25 @@ func sliceChunks(b []byte, n int) func(func([]byte) bool) {
 }
 
 // put hands a record to the session's Sender.
-func (p *pull) put(ctx context.Context, lane link.Lane, h *wire.Head, payload []byte, k any) error {
+func (p *pull) put(ctx context.Context, lane link.Lane, h *wire.Head, payload []byte) error {
 	h.Pull = p.req.GetId()
-	return p.ss.peer.Put(ctx, lane, link.Record{Head: h, Payload: payload, Key: k})
+	return p.ss.peer.Put(ctx, lane, link.Record{Head: h, Payload: payload})
 }
 
-// recordKey is by what the Sender finds a record of a pull.
-type recordKey struct {
-	pull uint32
-	key  key
+// putPiece hands a piece over that the ledger knows of.
+func (p *pull) putPiece(ctx context.Context, lane link.Lane, h *wire.Head, payload []byte, id pieceID, e *parcel) error {
+	h.Pull = p.req.GetId()
+	l := p.ss.ledger
+	err := p.ss.peer.Put(ctx, lane, link.Record{Head: h, Payload: payload, Key: id, Sent: func(nth uint64) { l.gone(e, nth) }})
+	if err != nil {
+		l.drop(id, e)
+		return err
+	}
+	l.handed(e)
+	if l.isUrgent(e) {
+		p.ss.peer.Promote(id)
+	}
+	return nil
 }
 
 // refuse tells the node why it gets nothing, or not now.
@@ -99,7 +120,7 @@ func (p *pull) refuse(ctx context.Context, err error) error {
 	if !r.Since.IsZero() {
 		m.Since = r.Since.Unix()
 	}
-	return p.put(ctx, link.Demand, &wire.Head{Kind: &wire.Head_Refusal{Refusal: m}}, nil, nil)
+	return p.put(ctx, link.Demand, &wire.Head{Kind: &wire.Head_Refusal{Refusal: m}}, nil)
 }
 
 const (
@@ -175,7 +196,7 @@ func (p *pull) reassure(ctx context.Context) {
 			continue
 		}
 		h := &wire.Head{Kind: &wire.Head_Status{Status: &wire.Status{Text: p.doing()}}}
-		if p.put(ctx, link.Demand, h, nil, nil) != nil {
+		if p.put(ctx, link.Demand, h, nil) != nil {
 			return
 		}
 	}
@@ -206,7 +227,7 @@ func (p *pull) send(ctx context.Context) error {
 		return err
 	}
 	close(p.ready)
-	if err := p.put(ctx, link.Demand, &wire.Head{Kind: &wire.Head_Plan{Plan: &wire.Plan{Digest: plan.digest[:], Items: plan.items, Hot: plan.hot, Outlines: p.outlines()}}}, nil, nil); err != nil {
+	if err := p.put(ctx, link.Demand, &wire.Head{Kind: &wire.Head_Plan{Plan: &wire.Plan{Digest: plan.digest[:], Items: plan.items, Hot: plan.hot, Outlines: p.outlines()}}}, nil); err != nil {
 		return err
 	}
 	from := uint64(0)
@@ -217,19 +238,18 @@ func (p *pull) send(ctx context.Context) error {
 	if err := p.items(ctx, plan, from); err != nil {
 		return err
 	}
-	return p.put(ctx, link.Rest, &wire.Head{Kind: &wire.Head_Done{Done: &wire.Done{}}}, nil, nil)
+	return p.put(ctx, link.Rest, &wire.Head{Kind: &wire.Head_Done{Done: &wire.Done{}}}, nil)
 }
 
-// skipGot claims what came out of order, so that it isn't sent again.
+// skipGot has the plan leave out what came out of order.
 func (p *pull) skipGot() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	for _, g := range p.req.GetGot() {
 		if int(g.GetLayer()) >= len(p.layers) || p.layers[g.GetLayer()] == nil {
 			continue
 		}
 		link.Expand(g, uint32(p.layers[g.GetLayer()].tree.NumChunks()), func(c uint32) { //nolint:gosec // below 2^32
-			p.claimed[key{g.GetLayer(), c}] = gone
+			p.leaveOut(key{g.GetLayer(), c})
+			p.ss.ledger.here(p.layers[g.GetLayer()].piece(c), p.req.GetId())
 		})
 	}
 }
@@ -243,7 +263,7 @@ func (p *pull) sendNames(ctx context.Context, img *image) error {
 		}
 		codec, payload := link.Encode(d.body)
 		h := &wire.Head{Codec: codec, Length: uint64(len(d.body)), Kind: &wire.Head_Manifest{Manifest: &wire.Manifest{MediaType: d.mediaType, Digest: sum, Index: index}}}
-		return p.put(ctx, link.Demand, h, payload, nil)
+		return p.put(ctx, link.Demand, h, payload)
 	}
 	if img.index != nil {
 		if err := send(*img.index, true); err != nil {
@@ -254,5 +274,5 @@ func (p *pull) sendNames(ctx context.Context, img *image) error {
 		return err
 	}
 	codec, payload := link.Encode(img.config)
-	return p.put(ctx, link.Demand, &wire.Head{Codec: codec, Length: uint64(len(img.config)), Kind: &wire.Head_Config{Config: &wire.Config{}}}, payload, nil)
+	return p.put(ctx, link.Demand, &wire.Head{Codec: codec, Length: uint64(len(img.config)), Kind: &wire.Head_Config{Config: &wire.Config{}}}, payload)
 }

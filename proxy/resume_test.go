@@ -185,6 +185,9 @@ func TestADemandThatThePlanOvertakes(t *testing.T) {
 		}
 	}
 	wait(t, pull)
+	await(t, "what was demanded", func() bool {
+		return n.count() == img.trees[0].NumChunks()+img.trees[1].NumChunks()
+	})
 	// The lane is served in its order, so this one, which is wanted again, is the last.
 	pull.Demand(link.Rest, 0, 0)
 	twice := func() int { n.mu.Lock(); defer n.mu.Unlock(); return n.twice }

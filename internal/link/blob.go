@@ -49,7 +49,7 @@ func (s *Session) Blob(lane Lane, reference string, off, n int64) (*Blob, error)
 	b.req = &wire.Blob{Id: b.id, Reference: reference, Offset: off, Length: n, Lane: uint32(lane)}
 	s.blobs[b.id] = b
 	s.mu.Unlock()
-	s.say(&wire.Up{Kind: &wire.Up_Blob{Blob: b.req}})
+	s.say(s.counter(), &wire.Up{Kind: &wire.Up_Blob{Blob: b.req}})
 	return b, nil
 }
 
@@ -114,7 +114,8 @@ func (b *Blob) Close() error {
 	b.s.mu.Unlock()
 	b.end(io.ErrClosedPipe)
 	if ok {
-		b.s.say(&wire.Up{Kind: &wire.Up_Cancel{Cancel: &wire.Cancel{Pull: b.id}}})
+		r := b.s.counter()
+		b.s.say(r, &wire.Up{Kind: &wire.Up_Cancel{Cancel: &wire.Cancel{Pull: b.id, Records: r.Load()}}})
 	}
 	return nil
 }

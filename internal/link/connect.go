@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -88,10 +89,15 @@ func (s *Session) begin(w *watch) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.watch, s.out = w, nil
+	s.received.Store(new(atomic.Uint64))
+	if s.terms != nil {
+		s.out = append(s.out, &wire.Up{Kind: &wire.Up_Terms{Terms: s.terms}})
+	}
+	wanted := len(s.out)
 	for _, p := range s.pulls {
 		s.out = append(s.out, p.request()...)
 	}
-	if len(s.out) == 0 {
+	if len(s.out) == wanted {
 		w.rest()
 	}
 }
@@ -150,7 +156,9 @@ func (s *Session) receive(ctx context.Context, stream grpc.BidiStreamingClient[w
 		w.busy(true) // what takes its time here is not the link
 		rec, err := r.piece(m)
 		if err == nil && rec != nil {
-			err = s.deliver(ctx, rec, &unasked)
+			if err = s.deliver(ctx, rec, &unasked); err == nil {
+				s.counter().Add(1)
+			}
 		}
 		w.busy(false)
 		if err != nil {

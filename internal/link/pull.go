@@ -82,7 +82,7 @@ type Pull struct {
 	raw      []byte            // guarded by mu; what it was read from
 	state    pullState
 	demanded map[chunkKey]Lane // guarded by mu; asked for, and have not come
-	received uint64            // guarded by mu; chunks of this connection that were no items in their order
+	taking   chunkKey          // guarded by mu; the Sink is being given it
 	wrong    map[chunkKey]int  // guarded by mu
 	err      error             // guarded by mu
 	ended    bool              // guarded by mu
@@ -96,6 +96,9 @@ type chunkKey struct {
 }
 
 const tableKey = ^uint32(0)
+
+// noChunk is no chunk's key.
+var noChunk = chunkKey{^uint32(0), tableKey}
 
 // pullState is what survives a session. It is guarded by Pull.mu.
 type pullState struct {
@@ -163,20 +166,34 @@ func (p *Pull) Demand(lane Lane, layer int, numbers ...uint32) {
 			ask = append(ask, n)
 		}
 	}
+	r := p.s.counter()
+	seen := r.Load()
 	var all []*wire.Up
 	for part := range slices.Chunk(ask, MaxDemand) {
-		all = append(all, p.demand(lane, uint32(layer), part)) //nolint:gosec // few
+		all = append(all, p.demand(lane, uint32(layer), part, seen)) //nolint:gosec // few
 	}
 	p.mu.Unlock()
 	if len(all) > 0 {
-		p.s.say(all...)
+		p.s.say(r, all...)
+	}
+}
+
+// Withdraw takes demands back: the chunks came with another pull, or from elsewhere.
+// The proxy is not told; what it sends of them is on its way.
+func (p *Pull) Withdraw(layer int, numbers ...uint32) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, n := range numbers {
+		if k := (chunkKey{uint32(layer), n}); k != p.taking { //nolint:gosec // few
+			delete(p.demanded, k)
+		}
 	}
 }
 
 // demand makes the message. p.mu is held.
-func (p *Pull) demand(lane Lane, layer uint32, numbers []uint32) *wire.Up {
+func (p *Pull) demand(lane Lane, layer uint32, numbers []uint32, seen uint64) *wire.Up {
 	return &wire.Up{Kind: &wire.Up_Demand{Demand: &wire.Demand{
-		Pull: p.req.GetId(), Layer: layer, Chunks: numbers, Position: p.state.position, Received: p.received, Lane: uint32(lane),
+		Pull: p.req.GetId(), Layer: layer, Chunks: numbers, Lane: uint32(lane), Records: seen,
 	}}}
 }
 
@@ -225,7 +242,7 @@ func (p *Pull) request() []*wire.Up {
 		return nil
 	}
 	p.state.describe(m)
-	p.received = 0
+	m.Records = p.s.counter().Load()
 	all := []*wire.Up{{Kind: &wire.Up_Pull{Pull: m}}}
 	type place struct {
 		lane  Lane
@@ -238,7 +255,7 @@ func (p *Pull) request() []*wire.Up {
 	for at, numbers := range places {
 		slices.Sort(numbers)
 		for part := range slices.Chunk(numbers, MaxDemand) {
-			all = append(all, p.demand(at.lane, at.layer, part))
+			all = append(all, p.demand(at.lane, at.layer, part, m.GetRecords()))
 		}
 	}
 	return all

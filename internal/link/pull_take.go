@@ -178,7 +178,9 @@ func (p *Pull) takeTable(ctx context.Context, r *record, t *wire.Table) error {
 
 func (p *Pull) takeChunk(ctx context.Context, r *record, m *wire.Chunk, unasked *idle) error {
 	k := chunkKey{m.GetLayer(), m.GetChunk()}
-	if r.head.GetItem() == 0 && !p.isDemanded(k) {
+	asked := p.begins(k)
+	defer p.ends()
+	if r.head.GetItem() == 0 && !asked {
 		// A demand and its chunk may cross; but not without end.
 		if err := unasked.add(r); err != nil {
 			return err
@@ -216,11 +218,20 @@ func (p *Pull) takeChunk(ctx context.Context, r *record, m *wire.Chunk, unasked 
 	return p.advance(r.head, k)
 }
 
-func (p *Pull) isDemanded(k chunkKey) bool {
+// begins notes that a chunk is being taken, so that it is not withdrawn meanwhile,
+// and tells whether it was demanded.
+func (p *Pull) begins(k chunkKey) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.taking = k
 	_, ok := p.demanded[k]
 	return ok
+}
+
+func (p *Pull) ends() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.taking = noChunk
 }
 
 // chunksOf returns what is known of a layer's chunks.
@@ -315,7 +326,6 @@ func (p *Pull) advance(h *wire.Head, k chunkKey) error {
 			p.state.got = map[chunkKey]uint64{}
 		}
 		p.state.got[k] = item
-		p.received++
 	case item <= p.state.position:
 		return broken("item %d after item %d", item, p.state.position)
 	default:

@@ -10,28 +10,17 @@ import (
 	"github.com/airstream-io/airstream/internal/link/wire"
 )
 
-const (
-	// Pieces are as large as the link carries in pieceTime, within bounds: the
-	// smallest still spends less than 3% on headers, and the largest is one
-	// record of TLS.
-	minPiece   = 1400
-	maxPiece   = 16<<10 - 64
-	usualPiece = 4 << 10
-	pieceTime  = 20 * time.Millisecond
-
-	// ahead is how many bytes of messages may wait between the Sender and the
-	// kernel: enough that the writer never starves while the next piece is made.
-	ahead = 8 << 10
-
-	// lookEvery is how often the kernel is asked for the rate.
-	lookEvery = 200 * time.Millisecond
-)
+// lookEvery is how often the kernel is asked for the rate.
+const lookEvery = 200 * time.Millisecond
 
 // Record is one record to be sent.
 type Record struct {
 	Head    *wire.Head // Size is set by Put
 	Payload []byte     // what is left of it after Head.Offset
 	Key     any        // by which Promote finds it; nil: it doesn't
+	// Sent, if set, is called when the last byte has gone, with how many records
+	// have gone by then: the node counts the same. It must not call back.
+	Sent func(nth uint64)
 }
 
 // Sender orders the records of one session: the most urgent lane goes first, and
@@ -39,16 +28,19 @@ type Record struct {
 // about to send, because what gRPC has taken can't be overtaken. Its methods may
 // be called concurrently.
 type Sender struct {
-	send func(*wire.Down) error
-	size func(*wire.Down) int64 // bytes that a message has on the stream
-	sock *socket
+	send  func(*wire.Down) error
+	size  func(*wire.Down) int64 // bytes that a message has on the stream
+	sock  *socket
+	brake brake // of the goroutine that runs
 
 	mu      sync.Mutex
 	lanes   [NumLanes]laneOut // guarded by mu
 	changed chan struct{}     // guarded by mu; closed and replaced when a lane has more, or room
 	err     error             // guarded by mu; why the Sender has ended
-	bytes   [NumLanes]int64   // guarded by mu; of payload that was sent
 	last    time.Time         // guarded by mu; when a piece was sent last
+	records uint64            // guarded by mu; that were sent whole
+	held    uint32            // guarded by mu; bit 1<<lane: no content of that lane is sent
+	bucket  bucket            // guarded by mu
 }
 
 // laneOut is a lane at the sending end: the record that is crossing, and the
@@ -125,11 +117,21 @@ func (s *Sender) Quiet() time.Duration {
 	return time.Since(s.last)
 }
 
-// Sent returns how many bytes of payload were sent, by lane.
-func (s *Sender) Sent() [NumLanes]int64 {
+// Pace bounds how fast the session sends, in bytes/s with all headers; 0: not at all.
+func (s *Sender) Pace(rate int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.bytes
+	s.bucket.set(time.Now(), rate)
+	s.wake()
+}
+
+// Hold says in which lanes nothing is sent from now on: bit 1<<lane. What is no
+// content, and what somebody waits for, is sent all the same.
+func (s *Sender) Hold(lanes uint32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.held = lanes
+	s.wake()
 }
 
 // run sends until ctx ends or the stream breaks. Whoever waits in Put gets the
@@ -149,65 +151,120 @@ func (s *Sender) run(ctx context.Context) error {
 func (s *Sender) pieces(ctx context.Context) error {
 	var sent int64
 	var looked time.Time
-	size := usualPiece
+	p := portions{piece: usualPiece, ahead: mostAhead, lowWater: mostLowWater}
 	for {
-		if err := s.sock.room(ctx, sent, ahead); err != nil {
+		if err := s.sock.room(ctx, sent, p.ahead); err != nil {
 			return err
 		}
 		if time.Since(looked) > lookEvery {
-			looked, size = time.Now(), pieceSize(s.sock.tcp().Rate)
+			looked = time.Now()
+			p = s.steer(p)
 		}
-		m, changed := s.next(size)
+		m, wait, changed := s.next(p.piece)
 		if m == nil {
-			select {
-			case <-changed:
-				continue
-			case <-ctx.Done():
-				return ctx.Err()
+			if err := rest(ctx, wait, changed); err != nil {
+				return err
 			}
+			continue
 		}
 		if err := s.send(m); err != nil {
 			return err
 		}
-		sent += s.size(m)
+		n := s.size(m)
+		sent += n
+		s.mu.Lock()
+		s.bucket.take(time.Now(), n)
+		s.mu.Unlock()
 	}
 }
 
-// pieceSize is how large pieces are at a rate, in bytes/s.
-func pieceSize(rate int64) int {
-	if rate <= 0 {
-		return usualPiece
+// rest waits until something changes, or for d if that is not 0.
+func rest(ctx context.Context, d time.Duration, changed <-chan struct{}) error {
+	var after <-chan time.Time
+	if d > 0 {
+		t := time.NewTimer(d)
+		defer t.Stop()
+		after = t.C
 	}
-	return int(min(max(rate*int64(pieceTime)/int64(time.Second), minPiece), maxPiece))
+	select {
+	case <-changed:
+	case <-after:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return nil
 }
 
-// next takes the next piece, of the most urgent lane that has one.
-func (s *Sender) next(size int) (*wire.Down, <-chan struct{}) {
+// steer asks the kernel how the link is, and sizes for it.
+func (s *Sender) steer(was portions) portions {
+	t := s.sock.tcp()
+	s.mu.Lock()
+	rate := s.bucket.rate
+	s.mu.Unlock()
+	s.sock.pace(s.brake.rate(t, rate))
+	if rate > 0 && (t.Rate <= 0 || rate < t.Rate) {
+		t.Rate = rate
+	}
+	p := portionsAt(t.Rate)
+	if p.lowWater != was.lowWater {
+		s.sock.keepLow(p.lowWater)
+	}
+	return p
+}
+
+// next takes the next piece, of the most urgent lane that has one. If there is none
+// now, there may be after wait, if that is not 0, or when changed is closed.
+func (s *Sender) next(size int) (m *wire.Down, wait time.Duration, changed <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	best := -1
 	for i := range s.lanes {
-		if l := &s.lanes[i]; len(l.records) > 0 && (best < 0 || l.urgent && !s.lanes[best].urgent && best > 0) {
+		l := &s.lanes[i]
+		if len(l.records) == 0 || s.held&(1<<i) != 0 && !l.free() {
+			continue
+		}
+		if best < 0 || l.urgent && !s.lanes[best].urgent && best > 0 {
 			best = i
 		}
 	}
 	if best < 0 {
-		return nil, s.changed
+		return nil, 0, s.changed
+	}
+	if wait = s.bucket.wait(time.Now()); wait > 0 {
+		return nil, wait, s.changed
 	}
 	l := &s.lanes[best]
 	r := l.records[0]
-	m := &wire.Down{Lane: uint32(best)} //nolint:gosec // few
+	m = &wire.Down{Lane: uint32(best)} //nolint:gosec // few
 	if !l.begun {
 		m.Head, l.begun = r.Head, true
 	}
 	n := min(size, len(r.Payload)-l.sent)
 	m.Data = r.Payload[l.sent : l.sent+n]
 	l.sent += n
-	s.bytes[best] += int64(n)
 	s.last = time.Now()
 	if l.sent == len(r.Payload) {
 		l.records, l.begun, l.sent, l.urgent = l.records[1:], false, 0, false
+		if s.records++; r.Sent != nil {
+			r.Sent(s.records)
+		}
 		s.wake()
 	}
-	return m, nil
+	return m, 0, nil
+}
+
+// free tells whether a lane gets on although it is held: something in it is urgent,
+// or no content.
+func (l *laneOut) free() bool {
+	if l.urgent {
+		return true
+	}
+	for _, r := range l.records {
+		switch r.Head.GetKind().(type) {
+		case *wire.Head_Chunk, *wire.Head_Part:
+		default:
+			return true
+		}
+	}
+	return false
 }

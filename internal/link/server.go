@@ -208,9 +208,6 @@ func (p *Peer) Recv(ctx context.Context) (*wire.Up, error) {
 // TCP returns what the kernel says of the connection.
 func (p *Peer) TCP() TCP { return p.sock.tcp() }
 
-// Pace bounds how fast the session sends, in bytes/s; 0: not at all.
-func (p *Peer) Pace(rate int64) { p.sock.pace(rate) }
-
 // Enrol implements wire.EnrolmentServer.
 func (s *Server) Enrol(ctx context.Context, r *wire.EnrolRequest) (*wire.EnrolAnswer, error) {
 	cert, authority, err := s.enroller.Enrol(ctx, r.GetToken(), r.GetRequest())
@@ -275,6 +272,10 @@ func checkUp(m *wire.Up) error {
 	case *wire.Up_Demand:
 		if len(k.Demand.GetChunks()) > MaxDemand || k.Demand.GetLane() >= uint32(NumLanes) {
 			return broken("a demand of %d chunks in lane %d", len(k.Demand.GetChunks()), k.Demand.GetLane())
+		}
+	case *wire.Up_Terms:
+		if k.Terms.GetHeld() >= 1<<NumLanes {
+			return broken("terms for lanes that there are not: %b", k.Terms.GetHeld())
 		}
 	}
 	return nil

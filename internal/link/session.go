@@ -9,11 +9,13 @@ import (
 	"math/rand/v2"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/airstream-io/airstream/internal/link/wire"
 )
@@ -71,7 +73,12 @@ type Session struct {
 	work sync.WaitGroup
 	kick chan struct{} // somebody wants something: try now
 
+	// received counts the records that came whole on this connection; each has a
+	// counter of its own. It is loaded before what depends on it is said.
+	received atomic.Pointer[atomic.Uint64]
+
 	mu      sync.Mutex
+	terms   *wire.Terms      // guarded by mu; nil: none
 	pulls   map[uint32]*Pull // guarded by mu; by ID
 	blobs   map[uint32]*Blob // guarded by mu; by ID, of this connection
 	next    uint32           // guarded by mu
@@ -125,7 +132,7 @@ func (s *Session) Pull(req Request, sink Sink) *Pull {
 	for _, d := range req.Tables[:min(len(req.Tables), maxTables)] {
 		m.Tables = append(m.Tables, prefix(d)...)
 	}
-	p := &Pull{s: s, sink: sink, done: make(chan struct{}), req: m, demanded: map[chunkKey]Lane{}}
+	p := &Pull{s: s, sink: sink, done: make(chan struct{}), req: m, demanded: map[chunkKey]Lane{}, taking: noChunk}
 	p.know(req.Manifest)
 	s.add(p)
 	return p
@@ -134,7 +141,7 @@ func (s *Session) Pull(req Request, sink Sink) *Pull {
 // Resume goes on with a pull of an earlier process. The error is ErrCookie;
 // then the caller begins anew.
 func (s *Session) Resume(cookie []byte, sink Sink) (*Pull, error) {
-	p := &Pull{s: s, sink: sink, done: make(chan struct{}), demanded: map[chunkKey]Lane{}}
+	p := &Pull{s: s, sink: sink, done: make(chan struct{}), demanded: map[chunkKey]Lane{}, taking: noChunk}
 	if err := p.restore(cookie); err != nil {
 		return nil, err
 	}
@@ -160,7 +167,16 @@ func (s *Session) add(p *Pull) {
 	p.req.Id = s.next
 	s.pulls[p.req.GetId()] = p
 	s.mu.Unlock()
-	s.say(p.request()...)
+	s.say(s.counter(), p.request()...)
+}
+
+// counter returns what counts the records of this connection.
+func (s *Session) counter() *atomic.Uint64 {
+	if c := s.received.Load(); c != nil {
+		return c
+	}
+	s.received.CompareAndSwap(nil, new(atomic.Uint64))
+	return s.received.Load()
 }
 
 // forget takes a pull out, and tells the proxy.
@@ -171,15 +187,39 @@ func (s *Session) forget(p *Pull) {
 	delete(s.pulls, id)
 	s.mu.Unlock()
 	if ok {
-		s.say(&wire.Up{Kind: &wire.Up_Cancel{Cancel: &wire.Cancel{Pull: id}}})
+		r := s.counter()
+		s.say(r, &wire.Up{Kind: &wire.Up_Cancel{Cancel: &wire.Cancel{Pull: id, Records: r.Load()}}})
 	}
 }
 
-// say queues messages for this connection. If there is none, the next one says
-// all that is wanted anyhow.
-func (s *Session) say(m ...*wire.Up) {
+// Terms tells what may cross from now on: bytes/s with all headers, 0 for any, and
+// the lanes of which nothing may now. The proxy keeps to it.
+func (s *Session) Terms(rate int64, held ...Lane) {
+	m := &wire.Terms{Rate: uint64(max(0, rate))} //nolint:gosec // not negative
+	for _, lane := range held {
+		m.Held |= 1 << lane
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if proto.Equal(s.terms, m) || s.terms == nil && proto.Equal(m, &wire.Terms{}) {
+		return
+	}
+	s.terms = m
+	if s.watch != nil {
+		s.out = append(s.out, &wire.Up{Kind: &wire.Up_Terms{Terms: m}})
+		close(s.more)
+		s.more = make(chan struct{})
+	}
+}
+
+// say queues messages for the connection whose records are counted in on. If that is
+// over, the next one says all that is wanted anyhow.
+func (s *Session) say(on *atomic.Uint64, m ...*wire.Up) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.watch != nil && s.counter() != on {
+		return
+	}
 	if s.watch == nil {
 		select {
 		case s.kick <- struct{}{}:

@@ -12,9 +12,6 @@ import (
 )
 
 const (
-	// lowWater is how many bytes the kernel takes beyond what the congestion
-	// window lets go (facts, links: priority).
-	lowWater = 16 << 10
 	// userTimeout is how long the kernel goes on sending what nobody
 	// acknowledges. Outages of minutes pass; a node that comes back brings a new
 	// session long before. A guess.
@@ -26,8 +23,9 @@ const (
 // Sender knows how much of what it sent still waits in this process.
 type socket struct {
 	net.Conn
-	raw  *net.TCPConn // nil if it is none
-	data dataCounter
+	raw   *net.TCPConn // nil if it is none
+	data  dataCounter
+	paced int64 // what pace has set last
 
 	mu    sync.Mutex
 	taken int64         // guarded by mu; bytes of HTTP/2 DATA that the kernel took
@@ -124,6 +122,7 @@ func (d *dataCounter) count(p []byte) (n int64) {
 // TCP is what the kernel says of a session's connection.
 type TCP struct {
 	RTT     time.Duration // smoothed; 0: unknown
+	MinRTT  time.Duration // the shortest of minutes; 0: unknown
 	Rate    int64         // bytes/s that were delivered lately; 0: unknown
 	Retrans int64         // segments that were sent again
 	Waiting bool          // something that was sent has not been acknowledged
@@ -141,6 +140,9 @@ func (s *socket) tcp() (t TCP) {
 			return
 		}
 		t.RTT = time.Duration(info.Rtt) * time.Microsecond
+		if info.Min_rtt != ^uint32(0) {
+			t.MinRTT = time.Duration(info.Min_rtt) * time.Microsecond
+		}
 		t.Rate = int64(min(info.Delivery_rate, 1<<40)) //nolint:gosec // bounded
 		t.Retrans = int64(info.Total_retrans)
 		t.Waiting = info.Unacked > 0 || info.Notsent_bytes > 0
@@ -152,12 +154,20 @@ func (s *socket) tcp() (t TCP) {
 	return t
 }
 
+// keepLow sets how many bytes the kernel takes beyond what it may send at once.
+func (s *socket) keepLow(n int) {
+	if s.raw != nil {
+		control(s.raw, func(fd int) { _ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, n) }) // else more waits there
+	}
+}
+
 // pace bounds how fast the kernel sends, in bytes/s; what is above waits in it,
-// within lowWater. 0 is no bound.
+// up to its low water. 0 is no bound. One goroutine calls it.
 func (s *socket) pace(rate int64) {
-	if s.raw == nil {
+	if s.raw == nil || rate == s.paced {
 		return
 	}
+	s.paced = rate
 	limit := ^uint64(0)
 	if rate > 0 {
 		limit = uint64(rate)
@@ -175,7 +185,7 @@ func tune(conn net.Conn) {
 		// Each is an improvement, and none is a condition. With loss, the
 		// sender's congestion control decides (facts, links: two-way transport).
 		_ = unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, "bbr")
-		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, lowWater)
+		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, mostLowWater)
 		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(userTimeout.Milliseconds()))
 	})
 }

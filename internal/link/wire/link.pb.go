@@ -188,6 +188,7 @@ type Up struct {
 	//	*Up_Demand
 	//	*Up_Cancel
 	//	*Up_Blob
+	//	*Up_Terms
 	Kind          isUp_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -266,6 +267,15 @@ func (x *Up) GetBlob() *Blob {
 	return nil
 }
 
+func (x *Up) GetTerms() *Terms {
+	if x != nil {
+		if x, ok := x.Kind.(*Up_Terms); ok {
+			return x.Terms
+		}
+	}
+	return nil
+}
+
 type isUp_Kind interface {
 	isUp_Kind()
 }
@@ -286,6 +296,10 @@ type Up_Blob struct {
 	Blob *Blob `protobuf:"bytes,4,opt,name=blob,proto3,oneof"`
 }
 
+type Up_Terms struct {
+	Terms *Terms `protobuf:"bytes,5,opt,name=terms,proto3,oneof"`
+}
+
 func (*Up_Pull) isUp_Kind() {}
 
 func (*Up_Demand) isUp_Kind() {}
@@ -293,6 +307,8 @@ func (*Up_Demand) isUp_Kind() {}
 func (*Up_Cancel) isUp_Kind() {}
 
 func (*Up_Blob) isUp_Kind() {}
+
+func (*Up_Terms) isUp_Kind() {}
 
 // Pull asks for an image, or for the rest of one after the link broke.
 type Pull struct {
@@ -308,6 +324,7 @@ type Pull struct {
 	Partial       []*Partial             `protobuf:"bytes,9,rep,name=partial,proto3" json:"partial,omitempty"`     // what broke off
 	Known         []byte                 `protobuf:"bytes,10,opt,name=known,proto3" json:"known,omitempty"`        // digest of a manifest: if the image is still that, it is here in part, and chunks come when demanded
 	Outlines      bool                   `protobuf:"varint,11,opt,name=outlines,proto3" json:"outlines,omitempty"` // of layers that were never converted: taken on the proxy's word
+	Records       uint64                 `protobuf:"varint,12,opt,name=records,proto3" json:"records,omitempty"`   // as in Demand
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -417,6 +434,13 @@ func (x *Pull) GetOutlines() bool {
 		return x.Outlines
 	}
 	return false
+}
+
+func (x *Pull) GetRecords() uint64 {
+	if x != nil {
+		return x.Records
+	}
+	return 0
 }
 
 type Resume struct {
@@ -592,11 +616,10 @@ type Demand struct {
 	Pull   uint32                 `protobuf:"varint,1,opt,name=pull,proto3" json:"pull,omitempty"`
 	Layer  uint32                 `protobuf:"varint,2,opt,name=layer,proto3" json:"layer,omitempty"` // its place in the manifest, from 0 on
 	Chunks []uint32               `protobuf:"varint,3,rep,packed,name=chunks,proto3" json:"chunks,omitempty"`
-	// What had arrived when this was said, so that what is on its way is not sent
-	// twice: the last item of the plan, and how many chunks outside of its order.
-	Position      uint64 `protobuf:"varint,4,opt,name=position,proto3" json:"position,omitempty"`
-	Received      uint64 `protobuf:"varint,5,opt,name=received,proto3" json:"received,omitempty"`
-	Lane          uint32 `protobuf:"varint,6,opt,name=lane,proto3" json:"lane,omitempty"` // how urgent it is: the lane that it is to come in
+	Lane   uint32                 `protobuf:"varint,6,opt,name=lane,proto3" json:"lane,omitempty"` // how urgent it is: the lane that it is to come in
+	// How many records had come whole on this connection when this was said, of
+	// whatever pull, so that what is on its way is not sent twice.
+	Records       uint64 `protobuf:"varint,7,opt,name=records,proto3" json:"records,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -652,23 +675,70 @@ func (x *Demand) GetChunks() []uint32 {
 	return nil
 }
 
-func (x *Demand) GetPosition() uint64 {
-	if x != nil {
-		return x.Position
-	}
-	return 0
-}
-
-func (x *Demand) GetReceived() uint64 {
-	if x != nil {
-		return x.Received
-	}
-	return 0
-}
-
 func (x *Demand) GetLane() uint32 {
 	if x != nil {
 		return x.Lane
+	}
+	return 0
+}
+
+func (x *Demand) GetRecords() uint64 {
+	if x != nil {
+		return x.Records
+	}
+	return 0
+}
+
+// Terms say what the node's policy has the link do from now on. The last ones
+// hold; a connection begins without any.
+type Terms struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rate          uint64                 `protobuf:"varint,1,opt,name=rate,proto3" json:"rate,omitempty"` // bytes/s that may cross, headers included; 0: any
+	Held          uint32                 `protobuf:"varint,2,opt,name=held,proto3" json:"held,omitempty"` // bit 1<<lane: nothing of that lane may cross now
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Terms) Reset() {
+	*x = Terms{}
+	mi := &file_link_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Terms) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Terms) ProtoMessage() {}
+
+func (x *Terms) ProtoReflect() protoreflect.Message {
+	mi := &file_link_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Terms.ProtoReflect.Descriptor instead.
+func (*Terms) Descriptor() ([]byte, []int) {
+	return file_link_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Terms) GetRate() uint64 {
+	if x != nil {
+		return x.Rate
+	}
+	return 0
+}
+
+func (x *Terms) GetHeld() uint32 {
+	if x != nil {
+		return x.Held
 	}
 	return 0
 }
@@ -677,13 +747,14 @@ func (x *Demand) GetLane() uint32 {
 type Cancel struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pull          uint32                 `protobuf:"varint,1,opt,name=pull,proto3" json:"pull,omitempty"`
+	Records       uint64                 `protobuf:"varint,2,opt,name=records,proto3" json:"records,omitempty"` // as in Demand
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Cancel) Reset() {
 	*x = Cancel{}
-	mi := &file_link_proto_msgTypes[6]
+	mi := &file_link_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -695,7 +766,7 @@ func (x *Cancel) String() string {
 func (*Cancel) ProtoMessage() {}
 
 func (x *Cancel) ProtoReflect() protoreflect.Message {
-	mi := &file_link_proto_msgTypes[6]
+	mi := &file_link_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -708,12 +779,19 @@ func (x *Cancel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cancel.ProtoReflect.Descriptor instead.
 func (*Cancel) Descriptor() ([]byte, []int) {
-	return file_link_proto_rawDescGZIP(), []int{6}
+	return file_link_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Cancel) GetPull() uint32 {
 	if x != nil {
 		return x.Pull
+	}
+	return 0
+}
+
+func (x *Cancel) GetRecords() uint64 {
+	if x != nil {
+		return x.Records
 	}
 	return 0
 }
@@ -733,7 +811,7 @@ type Blob struct {
 
 func (x *Blob) Reset() {
 	*x = Blob{}
-	mi := &file_link_proto_msgTypes[7]
+	mi := &file_link_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -745,7 +823,7 @@ func (x *Blob) String() string {
 func (*Blob) ProtoMessage() {}
 
 func (x *Blob) ProtoReflect() protoreflect.Message {
-	mi := &file_link_proto_msgTypes[7]
+	mi := &file_link_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -758,7 +836,7 @@ func (x *Blob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Blob.ProtoReflect.Descriptor instead.
 func (*Blob) Descriptor() ([]byte, []int) {
-	return file_link_proto_rawDescGZIP(), []int{7}
+	return file_link_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Blob) GetId() uint32 {
@@ -809,7 +887,7 @@ type Down struct {
 
 func (x *Down) Reset() {
 	*x = Down{}
-	mi := &file_link_proto_msgTypes[8]
+	mi := &file_link_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -821,7 +899,7 @@ func (x *Down) String() string {
 func (*Down) ProtoMessage() {}
 
 func (x *Down) ProtoReflect() protoreflect.Message {
-	mi := &file_link_proto_msgTypes[8]
+	mi := &file_link_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -834,7 +912,7 @@ func (x *Down) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Down.ProtoReflect.Descriptor instead.
 func (*Down) Descriptor() ([]byte, []int) {
-	return file_link_proto_rawDescGZIP(), []int{8}
+	return file_link_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Down) GetLane() uint32 {
@@ -885,7 +963,7 @@ type Head struct {
 
 func (x *Head) Reset() {
 	*x = Head{}
-	mi := &file_link_proto_msgTypes[9]
+	mi := &file_link_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -897,7 +975,7 @@ func (x *Head) String() string {
 func (*Head) ProtoMessage() {}
 
 func (x *Head) ProtoReflect() protoreflect.Message {
-	mi := &file_link_proto_msgTypes[9]
+	mi := &file_link_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -910,7 +988,7 @@ func (x *Head) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Head.ProtoReflect.Descriptor instead.
 func (*Head) Descriptor() ([]byte, []int) {
-	return file_link_proto_rawDescGZIP(), []int{9}
+	return file_link_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Head) GetPull() uint32 {
@@ -1112,7 +1190,7 @@ type Manifest struct {
 
 func (x *Manifest) Reset() {
 	*x = Manifest{}
-	mi := &file_link_proto_msgTypes[10]
+	mi := &file_link_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1124,7 +1202,7 @@ func (x *Manifest) String() string {
 func (*Manifest) ProtoMessage() {}
 
 func (x *Manifest) ProtoReflect() protoreflect.Message {
-	mi := &file_link_proto_msgTypes[10]
+	mi := &file_link_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1137,7 +1215,7 @@ func (x *Manifest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Manifest.ProtoReflect.Descriptor instead.
 func (*Manifest) Descriptor() ([]byte, []int) {
-	return file_link_proto_rawDescGZIP(), []int{10}
+	return file_link_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Manifest) GetMediaType() string {
@@ -1169,7 +1247,7 @@ type Config struct {
 
 func (x *Config) Reset() {
 	*x = Config{}
-	mi := &file_link_proto_msgTypes[11]
+	mi := &file_link_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1181,7 +1259,7 @@ func (x *Config) String() string {
 func (*Config) ProtoMessage() {}
 
 func (x *Config) ProtoReflect() protoreflect.Message {
-	mi := &file_link_proto_msgTypes[11]
+	mi := &file_link_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1194,7 +1272,7 @@ func (x *Config) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Config.ProtoReflect.Descriptor instead.
 func (*Config) Descriptor() ([]byte, []int) {
-	return file_link_proto_rawDescGZIP(), []int{11}
+	return file_link_proto_rawDescGZIP(), []int{12}
 }
 
 type Plan struct {
@@ -1209,7 +1287,7 @@ type Plan struct {
 
 func (x *Plan) Reset() {
 	*x = Plan{}
-	mi := &file_link_proto_msgTypes[12]
+	mi := &file_link_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1221,7 +1299,7 @@ func (x *Plan) String() string {
 func (*Plan) ProtoMessage() {}
 
 func (x *Plan) ProtoReflect() protoreflect.Message {
-	mi := &file_link_proto_msgTypes[12]
+	mi := &file_link_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1234,7 +1312,7 @@ func (x *Plan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Plan.ProtoReflect.Descriptor instead.
 func (*Plan) Descriptor() ([]byte, []int) {
-	return file_link_proto_rawDescGZIP(), []int{12}
+	return file_link_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Plan) GetDigest() []byte {
@@ -1278,7 +1356,7 @@ type Table struct {
 
 func (x *Table) Reset() {
 	*x = Table{}
-	mi := &file_link_proto_msgTypes[13]
+	mi := &file_link_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1290,7 +1368,7 @@ func (x *Table) String() string {
 func (*Table) ProtoMessage() {}
 
 func (x *Table) ProtoReflect() protoreflect.Message {
-	mi := &file_link_proto_msgTypes[13]
+	mi := &file_link_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1303,7 +1381,7 @@ func (x *Table) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Table.ProtoReflect.Descriptor instead.
 func (*Table) Descriptor() ([]byte, []int) {
-	return file_link_proto_rawDescGZIP(), []int{13}
+	return file_link_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Table) GetLayer() uint32 {
@@ -1352,7 +1430,7 @@ type Chunk struct {
 
 func (x *Chunk) Reset() {
 	*x = Chunk{}
-	mi := &file_link_proto_msgTypes[14]
+	mi := &file_link_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1364,7 +1442,7 @@ func (x *Chunk) String() string {
 func (*Chunk) ProtoMessage() {}
 
 func (x *Chunk) ProtoReflect() protoreflect.Message {
-	mi := &file_link_proto_msgTypes[14]
+	mi := &file_link_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1377,7 +1455,7 @@ func (x *Chunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Chunk.ProtoReflect.Descriptor instead.
 func (*Chunk) Descriptor() ([]byte, []int) {
-	return file_link_proto_rawDescGZIP(), []int{14}
+	return file_link_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Chunk) GetLayer() uint32 {
@@ -1415,7 +1493,7 @@ type Base struct {
 
 func (x *Base) Reset() {
 	*x = Base{}
-	mi := &file_link_proto_msgTypes[15]
+	mi := &file_link_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1427,7 +1505,7 @@ func (x *Base) String() string {
 func (*Base) ProtoMessage() {}
 
 func (x *Base) ProtoReflect() protoreflect.Message {
-	mi := &file_link_proto_msgTypes[15]
+	mi := &file_link_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1440,7 +1518,7 @@ func (x *Base) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Base.ProtoReflect.Descriptor instead.
 func (*Base) Descriptor() ([]byte, []int) {
-	return file_link_proto_rawDescGZIP(), []int{15}
+	return file_link_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Base) GetObject() []byte {
@@ -1486,7 +1564,7 @@ type Done struct {
 
 func (x *Done) Reset() {
 	*x = Done{}
-	mi := &file_link_proto_msgTypes[16]
+	mi := &file_link_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1498,7 +1576,7 @@ func (x *Done) String() string {
 func (*Done) ProtoMessage() {}
 
 func (x *Done) ProtoReflect() protoreflect.Message {
-	mi := &file_link_proto_msgTypes[16]
+	mi := &file_link_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1511,7 +1589,7 @@ func (x *Done) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Done.ProtoReflect.Descriptor instead.
 func (*Done) Descriptor() ([]byte, []int) {
-	return file_link_proto_rawDescGZIP(), []int{16}
+	return file_link_proto_rawDescGZIP(), []int{17}
 }
 
 type Part struct {
@@ -1522,7 +1600,7 @@ type Part struct {
 
 func (x *Part) Reset() {
 	*x = Part{}
-	mi := &file_link_proto_msgTypes[17]
+	mi := &file_link_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1534,7 +1612,7 @@ func (x *Part) String() string {
 func (*Part) ProtoMessage() {}
 
 func (x *Part) ProtoReflect() protoreflect.Message {
-	mi := &file_link_proto_msgTypes[17]
+	mi := &file_link_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1547,7 +1625,7 @@ func (x *Part) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Part.ProtoReflect.Descriptor instead.
 func (*Part) Descriptor() ([]byte, []int) {
-	return file_link_proto_rawDescGZIP(), []int{17}
+	return file_link_proto_rawDescGZIP(), []int{18}
 }
 
 type Refusal struct {
@@ -1561,7 +1639,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_link_proto_msgTypes[18]
+	mi := &file_link_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1573,7 +1651,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_link_proto_msgTypes[18]
+	mi := &file_link_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1586,7 +1664,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_link_proto_rawDescGZIP(), []int{18}
+	return file_link_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Refusal) GetReason() Reason {
@@ -1620,7 +1698,7 @@ type Status struct {
 
 func (x *Status) Reset() {
 	*x = Status{}
-	mi := &file_link_proto_msgTypes[19]
+	mi := &file_link_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1632,7 +1710,7 @@ func (x *Status) String() string {
 func (*Status) ProtoMessage() {}
 
 func (x *Status) ProtoReflect() protoreflect.Message {
-	mi := &file_link_proto_msgTypes[19]
+	mi := &file_link_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1645,7 +1723,7 @@ func (x *Status) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Status.ProtoReflect.Descriptor instead.
 func (*Status) Descriptor() ([]byte, []int) {
-	return file_link_proto_rawDescGZIP(), []int{19}
+	return file_link_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Status) GetText() string {
@@ -1665,7 +1743,7 @@ type EnrolRequest struct {
 
 func (x *EnrolRequest) Reset() {
 	*x = EnrolRequest{}
-	mi := &file_link_proto_msgTypes[20]
+	mi := &file_link_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1677,7 +1755,7 @@ func (x *EnrolRequest) String() string {
 func (*EnrolRequest) ProtoMessage() {}
 
 func (x *EnrolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_link_proto_msgTypes[20]
+	mi := &file_link_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1690,7 +1768,7 @@ func (x *EnrolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrolRequest.ProtoReflect.Descriptor instead.
 func (*EnrolRequest) Descriptor() ([]byte, []int) {
-	return file_link_proto_rawDescGZIP(), []int{20}
+	return file_link_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *EnrolRequest) GetToken() string {
@@ -1716,7 +1794,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_link_proto_msgTypes[21]
+	mi := &file_link_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1728,7 +1806,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_link_proto_msgTypes[21]
+	mi := &file_link_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1741,7 +1819,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_link_proto_rawDescGZIP(), []int{21}
+	return file_link_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RenewRequest) GetRequest() []byte {
@@ -1761,7 +1839,7 @@ type EnrolAnswer struct {
 
 func (x *EnrolAnswer) Reset() {
 	*x = EnrolAnswer{}
-	mi := &file_link_proto_msgTypes[22]
+	mi := &file_link_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1773,7 +1851,7 @@ func (x *EnrolAnswer) String() string {
 func (*EnrolAnswer) ProtoMessage() {}
 
 func (x *EnrolAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_link_proto_msgTypes[22]
+	mi := &file_link_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1786,7 +1864,7 @@ func (x *EnrolAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrolAnswer.ProtoReflect.Descriptor instead.
 func (*EnrolAnswer) Descriptor() ([]byte, []int) {
-	return file_link_proto_rawDescGZIP(), []int{22}
+	return file_link_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *EnrolAnswer) GetCertificate() []byte {
@@ -1808,13 +1886,14 @@ var File_link_proto protoreflect.FileDescriptor
 const file_link_proto_rawDesc = "" +
 	"\n" +
 	"\n" +
-	"link.proto\x12\x11airstream.link.v1\"\xd4\x01\n" +
+	"link.proto\x12\x11airstream.link.v1\"\x86\x02\n" +
 	"\x02Up\x12-\n" +
 	"\x04pull\x18\x01 \x01(\v2\x17.airstream.link.v1.PullH\x00R\x04pull\x123\n" +
 	"\x06demand\x18\x02 \x01(\v2\x19.airstream.link.v1.DemandH\x00R\x06demand\x123\n" +
 	"\x06cancel\x18\x03 \x01(\v2\x19.airstream.link.v1.CancelH\x00R\x06cancel\x12-\n" +
-	"\x04blob\x18\x04 \x01(\v2\x17.airstream.link.v1.BlobH\x00R\x04blobB\x06\n" +
-	"\x04kind\"\xf1\x02\n" +
+	"\x04blob\x18\x04 \x01(\v2\x17.airstream.link.v1.BlobH\x00R\x04blob\x120\n" +
+	"\x05terms\x18\x05 \x01(\v2\x18.airstream.link.v1.TermsH\x00R\x05termsB\x06\n" +
+	"\x04kind\"\x8b\x03\n" +
 	"\x04Pull\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x1c\n" +
 	"\treference\x18\x02 \x01(\tR\treference\x12\x1a\n" +
@@ -1827,7 +1906,8 @@ const file_link_proto_rawDesc = "" +
 	"\apartial\x18\t \x03(\v2\x1a.airstream.link.v1.PartialR\apartial\x12\x14\n" +
 	"\x05known\x18\n" +
 	" \x01(\fR\x05known\x12\x1a\n" +
-	"\boutlines\x18\v \x01(\bR\boutlines\"T\n" +
+	"\boutlines\x18\v \x01(\bR\boutlines\x12\x18\n" +
+	"\arecords\x18\f \x01(\x04R\arecords\"T\n" +
 	"\x06Resume\x12\x1a\n" +
 	"\bmanifest\x18\x01 \x01(\fR\bmanifest\x12\x12\n" +
 	"\x04plan\x18\x02 \x01(\fR\x04plan\x12\x1a\n" +
@@ -1837,16 +1917,19 @@ const file_link_proto_rawDesc = "" +
 	"\x06offset\x18\x02 \x01(\x04R\x06offset\"/\n" +
 	"\x03Got\x12\x14\n" +
 	"\x05layer\x18\x01 \x01(\rR\x05layer\x12\x12\n" +
-	"\x04runs\x18\x02 \x03(\rR\x04runs\"\x96\x01\n" +
+	"\x04runs\x18\x02 \x03(\rR\x04runs\"\x84\x01\n" +
 	"\x06Demand\x12\x12\n" +
 	"\x04pull\x18\x01 \x01(\rR\x04pull\x12\x14\n" +
 	"\x05layer\x18\x02 \x01(\rR\x05layer\x12\x16\n" +
-	"\x06chunks\x18\x03 \x03(\rR\x06chunks\x12\x1a\n" +
-	"\bposition\x18\x04 \x01(\x04R\bposition\x12\x1a\n" +
-	"\breceived\x18\x05 \x01(\x04R\breceived\x12\x12\n" +
-	"\x04lane\x18\x06 \x01(\rR\x04lane\"\x1c\n" +
+	"\x06chunks\x18\x03 \x03(\rR\x06chunks\x12\x12\n" +
+	"\x04lane\x18\x06 \x01(\rR\x04lane\x12\x18\n" +
+	"\arecords\x18\a \x01(\x04R\arecordsJ\x04\b\x04\x10\x05J\x04\b\x05\x10\x06\"/\n" +
+	"\x05Terms\x12\x12\n" +
+	"\x04rate\x18\x01 \x01(\x04R\x04rate\x12\x12\n" +
+	"\x04held\x18\x02 \x01(\rR\x04held\"6\n" +
 	"\x06Cancel\x12\x12\n" +
-	"\x04pull\x18\x01 \x01(\rR\x04pull\"x\n" +
+	"\x04pull\x18\x01 \x01(\rR\x04pull\x12\x18\n" +
+	"\arecords\x18\x02 \x01(\x04R\arecords\"x\n" +
 	"\x04Blob\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x1c\n" +
 	"\treference\x18\x02 \x01(\tR\treference\x12\x16\n" +
@@ -1953,7 +2036,7 @@ func file_link_proto_rawDescGZIP() []byte {
 }
 
 var file_link_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_link_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_link_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_link_proto_goTypes = []any{
 	(Depth)(0),           // 0: airstream.link.v1.Depth
 	(Codec)(0),           // 1: airstream.link.v1.Codec
@@ -1964,58 +2047,60 @@ var file_link_proto_goTypes = []any{
 	(*Partial)(nil),      // 6: airstream.link.v1.Partial
 	(*Got)(nil),          // 7: airstream.link.v1.Got
 	(*Demand)(nil),       // 8: airstream.link.v1.Demand
-	(*Cancel)(nil),       // 9: airstream.link.v1.Cancel
-	(*Blob)(nil),         // 10: airstream.link.v1.Blob
-	(*Down)(nil),         // 11: airstream.link.v1.Down
-	(*Head)(nil),         // 12: airstream.link.v1.Head
-	(*Manifest)(nil),     // 13: airstream.link.v1.Manifest
-	(*Config)(nil),       // 14: airstream.link.v1.Config
-	(*Plan)(nil),         // 15: airstream.link.v1.Plan
-	(*Table)(nil),        // 16: airstream.link.v1.Table
-	(*Chunk)(nil),        // 17: airstream.link.v1.Chunk
-	(*Base)(nil),         // 18: airstream.link.v1.Base
-	(*Done)(nil),         // 19: airstream.link.v1.Done
-	(*Part)(nil),         // 20: airstream.link.v1.Part
-	(*Refusal)(nil),      // 21: airstream.link.v1.Refusal
-	(*Status)(nil),       // 22: airstream.link.v1.Status
-	(*EnrolRequest)(nil), // 23: airstream.link.v1.EnrolRequest
-	(*RenewRequest)(nil), // 24: airstream.link.v1.RenewRequest
-	(*EnrolAnswer)(nil),  // 25: airstream.link.v1.EnrolAnswer
+	(*Terms)(nil),        // 9: airstream.link.v1.Terms
+	(*Cancel)(nil),       // 10: airstream.link.v1.Cancel
+	(*Blob)(nil),         // 11: airstream.link.v1.Blob
+	(*Down)(nil),         // 12: airstream.link.v1.Down
+	(*Head)(nil),         // 13: airstream.link.v1.Head
+	(*Manifest)(nil),     // 14: airstream.link.v1.Manifest
+	(*Config)(nil),       // 15: airstream.link.v1.Config
+	(*Plan)(nil),         // 16: airstream.link.v1.Plan
+	(*Table)(nil),        // 17: airstream.link.v1.Table
+	(*Chunk)(nil),        // 18: airstream.link.v1.Chunk
+	(*Base)(nil),         // 19: airstream.link.v1.Base
+	(*Done)(nil),         // 20: airstream.link.v1.Done
+	(*Part)(nil),         // 21: airstream.link.v1.Part
+	(*Refusal)(nil),      // 22: airstream.link.v1.Refusal
+	(*Status)(nil),       // 23: airstream.link.v1.Status
+	(*EnrolRequest)(nil), // 24: airstream.link.v1.EnrolRequest
+	(*RenewRequest)(nil), // 25: airstream.link.v1.RenewRequest
+	(*EnrolAnswer)(nil),  // 26: airstream.link.v1.EnrolAnswer
 }
 var file_link_proto_depIdxs = []int32{
 	4,  // 0: airstream.link.v1.Up.pull:type_name -> airstream.link.v1.Pull
 	8,  // 1: airstream.link.v1.Up.demand:type_name -> airstream.link.v1.Demand
-	9,  // 2: airstream.link.v1.Up.cancel:type_name -> airstream.link.v1.Cancel
-	10, // 3: airstream.link.v1.Up.blob:type_name -> airstream.link.v1.Blob
-	0,  // 4: airstream.link.v1.Pull.depth:type_name -> airstream.link.v1.Depth
-	5,  // 5: airstream.link.v1.Pull.resume:type_name -> airstream.link.v1.Resume
-	7,  // 6: airstream.link.v1.Pull.got:type_name -> airstream.link.v1.Got
-	6,  // 7: airstream.link.v1.Pull.partial:type_name -> airstream.link.v1.Partial
-	12, // 8: airstream.link.v1.Partial.head:type_name -> airstream.link.v1.Head
-	12, // 9: airstream.link.v1.Down.head:type_name -> airstream.link.v1.Head
-	1,  // 10: airstream.link.v1.Head.codec:type_name -> airstream.link.v1.Codec
-	13, // 11: airstream.link.v1.Head.manifest:type_name -> airstream.link.v1.Manifest
-	14, // 12: airstream.link.v1.Head.config:type_name -> airstream.link.v1.Config
-	15, // 13: airstream.link.v1.Head.plan:type_name -> airstream.link.v1.Plan
-	16, // 14: airstream.link.v1.Head.table:type_name -> airstream.link.v1.Table
-	17, // 15: airstream.link.v1.Head.chunk:type_name -> airstream.link.v1.Chunk
-	19, // 16: airstream.link.v1.Head.done:type_name -> airstream.link.v1.Done
-	21, // 17: airstream.link.v1.Head.refusal:type_name -> airstream.link.v1.Refusal
-	22, // 18: airstream.link.v1.Head.status:type_name -> airstream.link.v1.Status
-	20, // 19: airstream.link.v1.Head.part:type_name -> airstream.link.v1.Part
-	18, // 20: airstream.link.v1.Chunk.base:type_name -> airstream.link.v1.Base
-	2,  // 21: airstream.link.v1.Refusal.reason:type_name -> airstream.link.v1.Reason
-	3,  // 22: airstream.link.v1.Link.Session:input_type -> airstream.link.v1.Up
-	23, // 23: airstream.link.v1.Enrolment.Enrol:input_type -> airstream.link.v1.EnrolRequest
-	24, // 24: airstream.link.v1.Enrolment.Renew:input_type -> airstream.link.v1.RenewRequest
-	11, // 25: airstream.link.v1.Link.Session:output_type -> airstream.link.v1.Down
-	25, // 26: airstream.link.v1.Enrolment.Enrol:output_type -> airstream.link.v1.EnrolAnswer
-	25, // 27: airstream.link.v1.Enrolment.Renew:output_type -> airstream.link.v1.EnrolAnswer
-	25, // [25:28] is the sub-list for method output_type
-	22, // [22:25] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	10, // 2: airstream.link.v1.Up.cancel:type_name -> airstream.link.v1.Cancel
+	11, // 3: airstream.link.v1.Up.blob:type_name -> airstream.link.v1.Blob
+	9,  // 4: airstream.link.v1.Up.terms:type_name -> airstream.link.v1.Terms
+	0,  // 5: airstream.link.v1.Pull.depth:type_name -> airstream.link.v1.Depth
+	5,  // 6: airstream.link.v1.Pull.resume:type_name -> airstream.link.v1.Resume
+	7,  // 7: airstream.link.v1.Pull.got:type_name -> airstream.link.v1.Got
+	6,  // 8: airstream.link.v1.Pull.partial:type_name -> airstream.link.v1.Partial
+	13, // 9: airstream.link.v1.Partial.head:type_name -> airstream.link.v1.Head
+	13, // 10: airstream.link.v1.Down.head:type_name -> airstream.link.v1.Head
+	1,  // 11: airstream.link.v1.Head.codec:type_name -> airstream.link.v1.Codec
+	14, // 12: airstream.link.v1.Head.manifest:type_name -> airstream.link.v1.Manifest
+	15, // 13: airstream.link.v1.Head.config:type_name -> airstream.link.v1.Config
+	16, // 14: airstream.link.v1.Head.plan:type_name -> airstream.link.v1.Plan
+	17, // 15: airstream.link.v1.Head.table:type_name -> airstream.link.v1.Table
+	18, // 16: airstream.link.v1.Head.chunk:type_name -> airstream.link.v1.Chunk
+	20, // 17: airstream.link.v1.Head.done:type_name -> airstream.link.v1.Done
+	22, // 18: airstream.link.v1.Head.refusal:type_name -> airstream.link.v1.Refusal
+	23, // 19: airstream.link.v1.Head.status:type_name -> airstream.link.v1.Status
+	21, // 20: airstream.link.v1.Head.part:type_name -> airstream.link.v1.Part
+	19, // 21: airstream.link.v1.Chunk.base:type_name -> airstream.link.v1.Base
+	2,  // 22: airstream.link.v1.Refusal.reason:type_name -> airstream.link.v1.Reason
+	3,  // 23: airstream.link.v1.Link.Session:input_type -> airstream.link.v1.Up
+	24, // 24: airstream.link.v1.Enrolment.Enrol:input_type -> airstream.link.v1.EnrolRequest
+	25, // 25: airstream.link.v1.Enrolment.Renew:input_type -> airstream.link.v1.RenewRequest
+	12, // 26: airstream.link.v1.Link.Session:output_type -> airstream.link.v1.Down
+	26, // 27: airstream.link.v1.Enrolment.Enrol:output_type -> airstream.link.v1.EnrolAnswer
+	26, // 28: airstream.link.v1.Enrolment.Renew:output_type -> airstream.link.v1.EnrolAnswer
+	26, // [26:29] is the sub-list for method output_type
+	23, // [23:26] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_link_proto_init() }
@@ -2028,8 +2113,9 @@ func file_link_proto_init() {
 		(*Up_Demand)(nil),
 		(*Up_Cancel)(nil),
 		(*Up_Blob)(nil),
+		(*Up_Terms)(nil),
 	}
-	file_link_proto_msgTypes[9].OneofWrappers = []any{
+	file_link_proto_msgTypes[10].OneofWrappers = []any{
 		(*Head_Manifest)(nil),
 		(*Head_Config)(nil),
 		(*Head_Plan)(nil),
@@ -2046,7 +2132,7 @@ func file_link_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_link_proto_rawDesc), len(file_link_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   23,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -1,0 +1,148 @@
+package link
+
+import "time"
+
+// How much is on its way
+//
+// What the kernel has taken can't be overtaken, so it gets little at a time. And
+// what has left this machine waits in a modem, in front of what somebody waits for,
+// unless it leaves no faster than the link carries it. BBR sees to that. Where the
+// kernel has none, congestion control fills the modem's queue until it overflows:
+// there the brake holds the connection to the rate that it delivers, as soon as
+// packets take longer than they have to.
+
+const (
+	// Pieces are as large as the link carries in pieceTime, within bounds: the
+	// smallest still spends less than 3% on headers, and the largest is one
+	// record of TLS.
+	minPiece   = 1400
+	maxPiece   = 16<<10 - 64
+	usualPiece = 4 << 10
+	pieceTime  = 20 * time.Millisecond
+
+	// ahead is how many bytes of messages may wait between the Sender and the
+	// kernel: enough that the writer never starves while the next piece is made.
+	// lowWater is how many bytes the kernel takes beyond what the congestion
+	// window lets go (facts, links: priority). Both are for a time, within bounds.
+	aheadTime     = 30 * time.Millisecond
+	leastAhead    = 3 << 10
+	mostAhead     = 8 << 10
+	lowWaterTime  = 60 * time.Millisecond
+	leastLowWater = 6 << 10
+	mostLowWater  = 16 << 10
+)
+
+// portions are how much is handed on at a time, in bytes.
+type portions struct {
+	piece    int
+	ahead    int64
+	lowWater int
+}
+
+// portionsAt returns what fits a rate, in bytes/s; <= 0 is one that is not known.
+func portionsAt(rate int64) portions {
+	if rate <= 0 {
+		return portions{usualPiece, mostAhead, mostLowWater}
+	}
+	in := func(d time.Duration, least, most int64) int64 {
+		return min(max(int64(float64(rate)*d.Seconds()), least), most)
+	}
+	return portions{int(in(pieceTime, minPiece, maxPiece)), in(aheadTime, leastAhead, mostAhead), int(in(lowWaterTime, leastLowWater, mostLowWater))}
+}
+
+// bucket holds a session to a rate. What was sent is taken out afterwards and may
+// leave a debt.
+type bucket struct {
+	rate   int64   // bytes/s; 0: any
+	tokens float64 // bytes
+	filled time.Time
+}
+
+const (
+	// overhead is what headers of IP, TCP, TLS and HTTP/2 add to messages.
+	overhead = 1.05
+	// burst is how long a rate may be saved up. Short: the rate is one that
+	// somebody has paid for.
+	burst = 100 * time.Millisecond
+)
+
+func (b *bucket) set(now time.Time, rate int64) {
+	b.fill(now)
+	if b.rate = max(0, rate); b.rate == 0 {
+		b.tokens = 0
+	}
+}
+
+func (b *bucket) fill(now time.Time) {
+	r := float64(b.rate)
+	if !b.filled.IsZero() {
+		b.tokens += r * now.Sub(b.filled).Seconds()
+	}
+	b.tokens = min(b.tokens, r*burst.Seconds())
+	b.filled = now
+}
+
+func (b *bucket) take(now time.Time, n int64) {
+	if b.rate > 0 {
+		b.fill(now)
+		b.tokens -= overhead * float64(n)
+	}
+}
+
+// wait returns how long to wait before more is sent.
+func (b *bucket) wait(now time.Time) time.Duration {
+	if b.rate == 0 {
+		return 0
+	}
+	if b.fill(now); b.tokens >= 0 {
+		return 0
+	}
+	return max(time.Duration(-b.tokens/float64(b.rate)*float64(time.Second)), time.Millisecond)
+}
+
+// brake finds the rate to which a connection without BBR is held.
+type brake struct {
+	best  int64         // bytes/s; the greatest that was delivered lately
+	least time.Duration // the shortest round trip
+	held  int64         // bytes/s; 0: not held
+}
+
+const (
+	// queued is how many times the shortest round trip packets may take, and
+	// slack what they may take beyond: below that it is jitter and not a queue.
+	queued = 1.25
+	slack  = 10 * time.Millisecond
+	// eased and probed are how much below and above the best rate the connection
+	// is held while a queue stands, and while none does. Guesses, of BBR's kind.
+	eased  = 0.9
+	probed = 1.1
+	// faded is how much of the best rate is forgotten with each look, so that a
+	// link that has become slower is noticed within seconds.
+	faded = 0.98
+)
+
+// rate returns the pace for the kernel, in bytes/s; 0: none. most is what may be sent
+// at all; the bucket sees to that, and the kernel evens it out.
+func (b *brake) rate(t TCP, most int64) int64 {
+	pace := most + most/10
+	if t.Control == "bbr" || t.Control == "" || t.Rate <= 0 || t.RTT <= 0 {
+		return pace
+	}
+	if b.least == 0 || t.RTT < b.least {
+		b.least = t.RTT
+	}
+	if t.MinRTT > 0 {
+		b.least = min(b.least, t.MinRTT)
+	}
+	b.best = max(int64(float64(b.best)*faded), t.Rate)
+	switch full := t.RTT > time.Duration(queued*float64(b.least))+slack; {
+	case full:
+		b.held = int64(eased * float64(b.best))
+	case b.held > 0: // find out whether there is more
+		b.held = max(int64(probed*float64(b.best)), b.held+b.held/20)
+	}
+	if b.held > 0 && (pace == 0 || b.held < pace) {
+		return max(b.held, minPiece)
+	}
+	return pace
+}
