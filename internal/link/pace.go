@@ -100,11 +100,14 @@ func (b *bucket) wait(now time.Time) time.Duration {
 	return max(time.Duration(-b.tokens/float64(b.rate)*float64(time.Second)), time.Millisecond)
 }
 
-// brake finds the rate to which a connection without BBR is held.
+// brake finds the rate to which the kernel is held: where it has no BBR, and for a
+// moment where BBR begins anew.
 type brake struct {
-	best  int64         // bytes/s; the greatest that was delivered lately
-	least time.Duration // the shortest round trip
-	held  int64         // bytes/s; 0: not held
+	best    int64         // bytes/s; the greatest that was delivered lately
+	least   time.Duration // the shortest round trip
+	held    int64         // bytes/s; 0: not held
+	renewed time.Time     // when BBR began anew last
+	busy    time.Time     // since when something has been sent without a pause
 }
 
 const (
@@ -119,30 +122,71 @@ const (
 	// faded is how much of the best rate is forgotten with each look, so that a
 	// link that has become slower is noticed within seconds.
 	faded = 0.98
+
+	// BBR looks for the shortest round trip whenever it has seen none as short for
+	// 10 s, and all but stops for that: for two round trips, which is an eighth of
+	// a satellite's link. It need not: TCP remembers the shortest of five minutes. So
+	// where a round trip is longer than farAway, BBR begins anew before it comes to
+	// that. For some round trips it would send at three times the rate then to find it
+	// out; so long it is held to what is known.
+	probeEvery = 10 * time.Second
+	renewEvery = probeEvery - time.Second
+	farAway    = 150 * time.Millisecond
+	afresh     = 5 // round trips
+	aPause     = 100 * time.Millisecond
 )
 
 // rate returns the pace for the kernel, in bytes/s; 0: none. most is what may be sent
 // at all; the bucket sees to that, and the kernel evens it out.
-func (b *brake) rate(t TCP, most int64) int64 {
+func (b *brake) rate(now time.Time, t TCP, most int64) int64 {
 	pace := most + most/10
-	if t.Control == "bbr" || t.Control == "" || t.Rate <= 0 || t.RTT <= 0 {
+	if t.Control == "" || t.Rate <= 0 || t.RTT <= 0 {
 		return pace
 	}
+	b.best = max(int64(float64(b.best)*faded), t.Rate)
+	if t.Control == "bbr" {
+		b.held = 0
+		if now.Sub(b.renewed) < afresh*t.RTT {
+			b.held = int64(probed * float64(b.best))
+		}
+	} else {
+		b.watch(t)
+	}
+	if b.held > 0 && (pace == 0 || b.held < pace) {
+		return max(b.held, minPiece)
+	}
+	return pace
+}
+
+// watch brakes while packets take longer than they have to.
+func (b *brake) watch(t TCP) {
 	if b.least == 0 || t.RTT < b.least {
 		b.least = t.RTT
 	}
 	if t.MinRTT > 0 {
 		b.least = min(b.least, t.MinRTT)
 	}
-	b.best = max(int64(float64(b.best)*faded), t.Rate)
 	switch full := t.RTT > time.Duration(queued*float64(b.least))+slack; {
 	case full:
 		b.held = int64(eased * float64(b.best))
 	case b.held > 0: // find out whether there is more
 		b.held = max(int64(probed*float64(b.best)), b.held+b.held/20)
 	}
-	if b.held > 0 && (pace == 0 || b.held < pace) {
-		return max(b.held, minPiece)
+}
+
+// rested notes a pause. After one, BBR takes what packets take for the shortest round
+// trip of late by itself.
+func (b *brake) rested(d time.Duration) {
+	if d >= aPause {
+		b.busy = time.Now()
 	}
-	return pace
+}
+
+// renew tells whether BBR is to begin anew now, while something is being sent.
+func (b *brake) renew(now time.Time, t TCP) bool {
+	if t.Control != "bbr" || t.MinRTT < farAway || t.Rate <= 0 || now.Sub(b.renewed) < renewEvery || now.Sub(b.busy) < renewEvery {
+		return false
+	}
+	b.renewed = now
+	return true
 }

@@ -151,6 +151,8 @@ func (s *Sender) run(ctx context.Context) error {
 func (s *Sender) pieces(ctx context.Context) error {
 	var sent int64
 	var looked time.Time
+	warm := false
+	s.brake.busy = time.Now()
 	p := portions{piece: usualPiece, ahead: mostAhead, lowWater: mostLowWater}
 	for {
 		if err := s.sock.room(ctx, sent, p.ahead); err != nil {
@@ -161,10 +163,19 @@ func (s *Sender) pieces(ctx context.Context) error {
 			p = s.steer(p)
 		}
 		m, wait, changed := s.next(p.piece)
+		if m == nil && wait == 0 && !warm {
+			var err error
+			if sent, warm, err = s.warm(ctx, sent); err != nil {
+				return err
+			}
+			continue
+		}
 		if m == nil {
+			began := time.Now()
 			if err := rest(ctx, wait, changed); err != nil {
 				return err
 			}
+			s.brake.rested(time.Since(began))
 			continue
 		}
 		if err := s.send(m); err != nil {
@@ -201,7 +212,12 @@ func (s *Sender) steer(was portions) portions {
 	s.mu.Lock()
 	rate := s.bucket.rate
 	s.mu.Unlock()
-	s.sock.pace(s.brake.rate(t, rate))
+	if s.brake.renew(time.Now(), t) {
+		s.sock.pace(s.brake.rate(time.Now(), t, rate)) // before it begins
+		s.sock.renew()
+	} else {
+		s.sock.pace(s.brake.rate(time.Now(), t, rate))
+	}
 	if rate > 0 && (t.Rate <= 0 || rate < t.Rate) {
 		t.Rate = rate
 	}

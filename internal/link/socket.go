@@ -127,6 +127,7 @@ type TCP struct {
 	Retrans int64         // segments that were sent again
 	Waiting bool          // something that was sent has not been acknowledged
 	Control string        // the congestion control in use
+	Window  int           // packets that may be on their way; 0: unknown
 }
 
 // tcp asks the kernel.
@@ -144,6 +145,7 @@ func (s *socket) tcp() (t TCP) {
 			t.MinRTT = time.Duration(info.Min_rtt) * time.Microsecond
 		}
 		t.Rate = int64(min(info.Delivery_rate, 1<<40)) //nolint:gosec // bounded
+		t.Window = int(info.Snd_cwnd)
 		t.Retrans = int64(info.Total_retrans)
 		t.Waiting = info.Unacked > 0 || info.Notsent_bytes > 0
 		t.Control, err = unix.GetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION)
@@ -173,6 +175,19 @@ func (s *socket) pace(rate int64) {
 		limit = uint64(rate)
 	}
 	control(s.raw, func(fd int) { _ = unix.SetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_MAX_PACING_RATE, limit) }) // a kernel without it paces less
+}
+
+// renew has congestion control begin anew with what is known: TCP keeps the window
+// and the shortest round trip.
+func (s *socket) renew() {
+	if s.raw == nil {
+		return
+	}
+	control(s.raw, func(fd int) {
+		if unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, "reno") == nil {
+			_ = unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, "bbr") // it was that a moment ago
+		}
+	})
 }
 
 // tune prepares a connection for a bad link, as far as the kernel can.

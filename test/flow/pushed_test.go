@@ -271,12 +271,17 @@ func satellite(loss float64) rig.Profile {
 	return p
 }
 
+// warmTime is how long a session is open before it is warm over such a link: four
+// round trips, and a little.
+const warmTime = 3 * time.Second
+
 // From the question on a warm session to the first chunk of a start there is one
 // round trip: manifest, config, plan and table come in the same answer.
 func TestTheFirstChunkComesInOneRoundTrip(t *testing.T) {
 	ps := openPushed(t, satellite(0), 1<<20)
 	var all []time.Duration
-	for range 3 {
+	time.Sleep(warmTime)
+	for range 5 {
 		a := &arrivals{}
 		began := time.Now()
 		pull := ps.session.Pull(link.Request{Reference: ps.ref, Platform: "linux/amd64", Depth: link.Start}, a)
@@ -290,7 +295,7 @@ func TestTheFirstChunkComesInOneRoundTrip(t *testing.T) {
 	// be 600 more.
 	slices.Sort(all)
 	t.Logf("the first chunk came after %v", all)
-	if all[1] > 600*time.Millisecond+270*time.Millisecond+250*time.Millisecond {
+	if all[len(all)-1] > 600*time.Millisecond+270*time.Millisecond+250*time.Millisecond {
 		t.Errorf("the first chunk came after %v: more than one round trip and its own bytes", all)
 	}
 }
