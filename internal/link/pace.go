@@ -100,6 +100,9 @@ func (b *bucket) wait(now time.Time) time.Duration {
 	return max(time.Duration(-b.tokens/float64(b.rate)*float64(time.Second)), time.Millisecond)
 }
 
+// packetSize is how many bytes of payload a packet has.
+const packetSize = 1448
+
 // brake finds the rate to which the kernel is held: where it has no BBR, and for a
 // moment where BBR begins anew.
 type brake struct {
@@ -107,7 +110,7 @@ type brake struct {
 	least   time.Duration // the shortest round trip
 	held    int64         // bytes/s; 0: not held
 	renewed time.Time     // when BBR began anew last
-	busy    time.Time     // since when something has been sent without a pause
+	rested  time.Time     // when there was a pause last: the best rate is none of the link's after one
 }
 
 const (
@@ -125,15 +128,17 @@ const (
 
 	// BBR looks for the shortest round trip whenever it has seen none as short for
 	// 10 s, and all but stops for that: for two round trips, which is an eighth of
-	// a satellite's link. It need not: TCP remembers the shortest of five minutes. So
-	// where a round trip is longer than farAway, BBR begins anew before it comes to
-	// that. For some round trips it would send at three times the rate then to find it
-	// out; so long it is held to what is known.
-	probeEvery = 10 * time.Second
-	renewEvery = probeEvery - time.Second
-	farAway    = 150 * time.Millisecond
-	afresh     = 5 // round trips
+	// a satellite's link, and who waits for a chunk just then waits twice as long. It
+	// need not: TCP remembers the shortest of five minutes. So where a round trip is
+	// longer than farAway, BBR begins anew before it comes to that, best after a pause.
+	// For some round trips it would send at three times the rate then to find it out; so
+	// long it is held to what is known, if there was no pause
+	// within two of them.
+	renewEvery = 9 * time.Second
+	renewAfter = 4 * time.Second // if there was a pause
 	aPause     = 100 * time.Millisecond
+	farAway    = 150 * time.Millisecond
+	afresh     = 6 // round trips
 )
 
 // rate returns the pace for the kernel, in bytes/s; 0: none. most is what may be sent
@@ -146,7 +151,7 @@ func (b *brake) rate(now time.Time, t TCP, most int64) int64 {
 	b.best = max(int64(float64(b.best)*faded), t.Rate)
 	if t.Control == "bbr" {
 		b.held = 0
-		if now.Sub(b.renewed) < afresh*t.RTT {
+		if now.Sub(b.renewed) < afresh*t.RTT && now.Sub(b.rested) > 2*t.RTT {
 			b.held = int64(probed * float64(b.best))
 		}
 	} else {
@@ -174,17 +179,14 @@ func (b *brake) watch(t TCP) {
 	}
 }
 
-// rested notes a pause. After one, BBR takes what packets take for the shortest round
-// trip of late by itself.
-func (b *brake) rested(d time.Duration) {
+// renew tells whether BBR is to begin anew now that something is to be sent, after a
+// pause of d.
+func (b *brake) renew(now time.Time, t TCP, d time.Duration) bool {
 	if d >= aPause {
-		b.busy = time.Now()
+		b.rested = now
 	}
-}
-
-// renew tells whether BBR is to begin anew now, while something is being sent.
-func (b *brake) renew(now time.Time, t TCP) bool {
-	if t.Control != "bbr" || t.MinRTT < farAway || t.Rate <= 0 || now.Sub(b.renewed) < renewEvery || now.Sub(b.busy) < renewEvery {
+	since := now.Sub(b.renewed)
+	if t.Control != "bbr" || t.MinRTT < farAway || t.Rate <= 0 || since < renewAfter || since < renewEvery && d < aPause {
 		return false
 	}
 	b.renewed = now

@@ -152,15 +152,11 @@ func (s *Sender) pieces(ctx context.Context) error {
 	var sent int64
 	var looked time.Time
 	warm := false
-	s.brake.busy = time.Now()
+	var paused time.Duration // before this piece
 	p := portions{piece: usualPiece, ahead: mostAhead, lowWater: mostLowWater}
 	for {
 		if err := s.sock.room(ctx, sent, p.ahead); err != nil {
 			return err
-		}
-		if time.Since(looked) > lookEvery {
-			looked = time.Now()
-			p = s.steer(p)
 		}
 		m, wait, changed := s.next(p.piece)
 		if m == nil && wait == 0 && !warm {
@@ -175,9 +171,14 @@ func (s *Sender) pieces(ctx context.Context) error {
 			if err := rest(ctx, wait, changed); err != nil {
 				return err
 			}
-			s.brake.rested(time.Since(began))
+			paused += time.Since(began)
 			continue
 		}
+		if time.Since(looked) > lookEvery {
+			looked = time.Now()
+			p = s.steer(p, paused)
+		}
+		paused = 0
 		if err := s.send(m); err != nil {
 			return err
 		}
@@ -206,13 +207,13 @@ func rest(ctx context.Context, d time.Duration, changed <-chan struct{}) error {
 	return nil
 }
 
-// steer asks the kernel how the link is, and sizes for it.
-func (s *Sender) steer(was portions) portions {
+// steer asks the kernel how the link is, and sizes for it. A pause was before.
+func (s *Sender) steer(was portions, paused time.Duration) portions {
 	t := s.sock.tcp()
 	s.mu.Lock()
 	rate := s.bucket.rate
 	s.mu.Unlock()
-	if s.brake.renew(time.Now(), t) {
+	if s.brake.renew(time.Now(), t, paused) {
 		s.sock.pace(s.brake.rate(time.Now(), t, rate)) // before it begins
 		s.sock.renew()
 	} else {

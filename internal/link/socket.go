@@ -126,6 +126,7 @@ type TCP struct {
 	Rate    int64         // bytes/s that were delivered lately; 0: unknown
 	Retrans int64         // segments that were sent again
 	Waiting bool          // something that was sent has not been acknowledged
+	Unsent  int           // bytes that the kernel has taken and not sent yet
 	Control string        // the congestion control in use
 	Window  int           // packets that may be on their way; 0: unknown
 }
@@ -145,6 +146,7 @@ func (s *socket) tcp() (t TCP) {
 			t.MinRTT = time.Duration(info.Min_rtt) * time.Microsecond
 		}
 		t.Rate = int64(min(info.Delivery_rate, 1<<40)) //nolint:gosec // bounded
+		t.Unsent = int(info.Notsent_bytes)
 		t.Window = int(info.Snd_cwnd)
 		t.Retrans = int64(info.Total_retrans)
 		t.Waiting = info.Unacked > 0 || info.Notsent_bytes > 0

@@ -36,7 +36,6 @@ func (s *Sender) warm(ctx context.Context, sent int64) (_ int64, warm bool, err 
 		if t.Window == 0 || t.Window >= warmWindow || t.MinRTT <= 0 {
 			return sent, true, nil
 		}
-		began := time.Now()
 		for range min(t.Window, warmWindow-t.Window) {
 			if !s.idle(ctx, 0) {
 				return sent, false, ctx.Err()
@@ -49,10 +48,11 @@ func (s *Sender) warm(ctx context.Context, sent int64) (_ int64, warm bool, err 
 				return sent, false, err
 			}
 			sent += s.size(m)
-			if err := s.sock.room(ctx, sent, 0); err != nil { // a packet each
+			if err := s.gone(ctx, sent); err != nil {
 				return sent, false, err
 			}
 		}
+		began := time.Now()
 		for s.sock.tcp().Waiting {
 			if time.Since(began) > warmPatient || !s.idle(ctx, warmLook) {
 				return sent, false, ctx.Err()
@@ -62,6 +62,18 @@ func (s *Sender) warm(ctx context.Context, sent int64) (_ int64, warm bool, err 
 			return sent, true, nil
 		}
 	}
+}
+
+// gone waits until all that was sent has left this machine, so that what is sent next
+// goes in a packet of its own.
+func (s *Sender) gone(ctx context.Context, sent int64) error {
+	if err := s.sock.room(ctx, sent, 0); err != nil {
+		return err
+	}
+	for until := time.Now().Add(warmLook); s.sock.tcp().Unsent > 0 && time.Now().Before(until); {
+		time.Sleep(time.Millisecond)
+	}
+	return nil
 }
 
 // idle tells whether there is nothing to send for so long, and no limit.

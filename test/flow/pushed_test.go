@@ -271,9 +271,9 @@ func satellite(loss float64) rig.Profile {
 	return p
 }
 
-// warmTime is how long a session is open before it is warm over such a link: four
-// round trips, and a little.
-const warmTime = 3 * time.Second
+// warmTime is how long a session is open before it is warm over such a link: some five
+// round trips, and the time of a busy machine.
+const warmTime = 5 * time.Second
 
 // From the question on a warm session to the first chunk of a start there is one
 // round trip: manifest, config, plan and table come in the same answer.
