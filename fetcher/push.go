@@ -31,6 +31,9 @@ type Pusher interface {
 	// Ask asks for chunks of a layer, with the urgency of class. They come through
 	// Push, in any order, once in any case.
 	Ask(class Class, slot uint32, chunks []uint32)
+	// Came tells that a chunk that was asked for has come, with what somebody else
+	// asked for, or of another layer.
+	Came(slot uint32, chunk uint32)
 }
 
 // pushHost stands for the Pusher where hosts are counted. No registry is called
@@ -332,6 +335,21 @@ func (p pushed) SetClass(c Class) {
 					p.by.Ask(Demand, p.slot, []uint32{o.chunk})
 				}
 			}
+		}
+	}
+}
+
+// tellPusher has the Pusher that a flight was asked of by a transfer forget about it.
+// f.mu is held.
+func (f *Fetcher) tellPusher(fl *flight, t *transfer) {
+	ps, ok := t.stream.(pushed)
+	if !ok {
+		return
+	}
+	for _, o := range fl.origins {
+		if o.l == t.l {
+			ps.by.Came(ps.slot, o.chunk)
+			return
 		}
 	}
 }

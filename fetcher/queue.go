@@ -147,6 +147,7 @@ func (f *Fetcher) land(p piece, data []byte, err error) {
 	f.alight(fl)
 	f.unqueue(fl)
 	for _, t := range fl.carriers {
+		f.tellPusher(fl, t)
 		delete(t.pieces, p)
 		t.arrive()
 	}

@@ -148,9 +148,40 @@ func (s *onShore) turn(given bool) {
 		if given {
 			s.n.fetcher.Uncover(p.slots()...)
 		} else {
-			s.n.fetcher.Cover(s, !p.pull.Progress().Complete, p.slots()...)
+			s.cover(p)
 		}
 	}
+}
+
+// cover has the fetcher leave the layers of a pull to the proxy.
+func (s *onShore) cover(p *shorePull) {
+	pushed, pushing := s.divide(p)
+	s.n.fetcher.Cover(s, true, pushing...)
+	s.n.fetcher.Cover(s, false, pushed...)
+}
+
+// divide returns the slots of a pull's layers: those of which nothing comes unasked
+// any more, with whatever pull, and the others.
+func (s *onShore) divide(p *shorePull) (pushed, pushing []uint32) {
+	s.mu.Lock()
+	pulls := append(slices.Clone(s.pulls), p) // it may be forgotten by now, or not known yet
+	s.mu.Unlock()
+	coming := map[uint32]bool{}
+	for _, o := range pulls {
+		if o.pull == nil || !o.pull.Progress().Complete {
+			for _, slot := range o.slots() {
+				coming[slot] = true
+			}
+		}
+	}
+	for _, slot := range p.slots() {
+		if coming[slot] {
+			pushing = append(pushing, slot)
+		} else {
+			pushed = append(pushed, slot)
+		}
+	}
+	return pushed, pushing
 }
 
 // givenUp tells whether registries are asked now, and returns a channel that is
@@ -185,6 +216,17 @@ func (s *onShore) Ask(class fetcher.Class, slot uint32, chunks []uint32) {
 	}
 	at.pull.asked(class, at.layer, chunks)
 	at.pull.pull.Demand(laneOf(class), at.layer, chunks...)
+}
+
+// Came implements fetcher.Pusher.
+func (s *onShore) Came(slot, chunk uint32) {
+	s.mu.Lock()
+	at, ok := s.bySlot[slot]
+	s.mu.Unlock()
+	if ok {
+		at.pull.classOf(chunkOf{at.layer, chunk})
+		at.pull.pull.Withdraw(at.layer, chunk)
+	}
 }
 
 // Manifest implements registry.Shore: the proxy says what a reference means, and
@@ -283,21 +325,43 @@ func (s *onShore) ask(src catalog.Source, ref string, known knownImage) *shorePu
 	return p
 }
 
-// forget ends a pull; registries are asked for its layers from now on, unless
-// another pull has them.
+// forget ends a pull. Its layers are asked of another pull that has them, or of
+// registries.
 func (s *onShore) forget(p *shorePull) {
 	p.pull.Cancel()
 	s.mu.Lock()
 	s.pulls = slices.DeleteFunc(s.pulls, func(o *shorePull) bool { return o == p })
+	pulls := slices.Clone(s.pulls)
+	s.mu.Unlock()
+	places := map[uint32]shorePlace{}
+	for _, o := range pulls { // the latest
+		o.mu.Lock()
+		for layer, slot := range o.places {
+			places[slot] = shorePlace{o, layer}
+		}
+		o.mu.Unlock()
+	}
+	s.mu.Lock()
 	var slots []uint32
+	heirs := map[*shorePull]bool{}
 	for slot, at := range s.bySlot {
-		if at.pull == p {
-			delete(s.bySlot, slot)
-			slots = append(slots, slot)
+		if at.pull != p {
+			continue
+		}
+		slots = append(slots, slot)
+		delete(s.bySlot, slot)
+		if heir, ok := places[slot]; ok {
+			s.bySlot[slot], heirs[heir.pull] = heir, true
 		}
 	}
+	given := s.given
 	s.mu.Unlock()
-	s.n.fetcher.Uncover(slots...)
+	s.n.fetcher.Uncover(slots...) // what was asked of p does not come
+	for heir := range heirs {
+		if !given {
+			s.cover(heir)
+		}
+	}
 }
 
 // keepIdentity renews the node's certificate in time.

@@ -96,7 +96,8 @@ func (p *shorePull) follow() {
 	}
 	if err == nil {
 		p.settle()
-		p.s.n.fetcher.Pushed(p.slots()...)
+		pushed, _ := p.s.divide(p)
+		p.s.n.fetcher.Pushed(pushed...)
 		return
 	}
 	if !errors.Is(err, context.Canceled) {
@@ -233,7 +234,10 @@ func (p *shorePull) cover(manifest []byte) error {
 	for i, desc := range m.Layers {
 		if slot := at[annotation.TableOf(desc.Digest, desc.Annotations)]; slot > 0 {
 			places[i] = slot
-			p.s.bySlot[slot] = shorePlace{p, i}
+			// What another pull has been asked for, or is about to bring, stays with it.
+			if was := p.s.bySlot[slot].pull; was == nil || was == p {
+				p.s.bySlot[slot] = shorePlace{p, i}
+			}
 		}
 	}
 	given := p.s.given
@@ -244,7 +248,7 @@ func (p *shorePull) cover(manifest []byte) error {
 	if given {
 		return nil
 	}
-	p.s.n.fetcher.Cover(p.s, true, p.slots()...)
+	p.s.cover(p)
 	if given, _ = p.s.givenUp(); given { // meanwhile
 		p.s.n.fetcher.Uncover(p.slots()...)
 	}
