@@ -48,7 +48,7 @@ func (s *onShore) Blob(ctx context.Context, class uplink.Class, src catalog.Sour
 		b, err := s.session.Blob(laneOf(class), src.Host+"/"+src.Repo+"@"+d.String(), off, n)
 		if err == nil {
 			if err = b.Ready(ctx); err == nil {
-				stream := s.n.meter.Begin(class)
+				stream := s.beginStream(class)
 				stream.Answered()
 				return &shoreBody{s: s, ctx: ctx, b: b, stream: stream, src: src, what: what, left: n}, true, nil
 			}

@@ -18,6 +18,7 @@ import (
 	"github.com/airstream-io/airstream/config"
 	"github.com/airstream-io/airstream/fetcher"
 	"github.com/airstream-io/airstream/fetcher/registry"
+	"github.com/airstream-io/airstream/fetcher/uplink"
 	"github.com/airstream-io/airstream/internal/catalog"
 	"github.com/airstream-io/airstream/internal/enrol"
 	"github.com/airstream-io/airstream/internal/link"
@@ -42,6 +43,7 @@ type onShore struct {
 	given  bool                  // guarded by mu; the proxy was given up for now: registries are asked
 	turned chan struct{}         // guarded by mu; closed and replaced when given changes
 	spent  int64                 // guarded by mu; bytes of the session that the meter was told of
+	meter  *uplink.Session       // guarded by mu; of the latest connection; nil: there was none
 	have   []haveImage           // guarded by mu; images that are here whole
 	tables []digest.Digest       // guarded by mu; that are here of others
 }
@@ -84,8 +86,11 @@ func (s *onShore) options() link.Options {
 
 // begin opens the session; the fetcher is there now.
 func (s *onShore) begin() {
-	s.session = link.Open(s.options())
+	opts := s.options()
+	opts.Traffic, opts.Failed = s.traffic, s.failed
+	s.session = link.Open(opts)
 	s.work.Go(s.watch)
+	s.work.Go(s.keepTerms)
 	s.work.Go(s.keepIdentity)
 	s.work.Go(s.keepInventory)
 }

@@ -158,26 +158,6 @@ func (p *shorePull) classOf(c chunkOf) fetcher.Class {
 	return class
 }
 
-// alive tells the link's meter that something came, of a class: what the session
-// brought since the last time.
-func (p *shorePull) alive(class fetcher.Class) {
-	s := p.s
-	s.n.meter.Alive(s.cfg.Address)
-	state, _ := s.session.State()
-	s.mu.Lock()
-	n := max(0, state.Bytes-s.spent)
-	s.spent += n
-	s.mu.Unlock()
-	s.n.meter.Spent(class, n)
-}
-
-// counted notes that the meter knows of n bytes of the session.
-func (s *onShore) counted(n int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.spent += int64(n)
-}
-
 // Manifest implements link.Sink.
 func (p *shorePull) Manifest(_ context.Context, m link.Manifest) error {
 	p.alive(fetcher.Demand)

@@ -51,7 +51,7 @@ func (m *Meter) gather(now time.Time, r round, rate, q float64, limited bool) {
 	c := &m.crowd
 	bulk := 0
 	for _, s := range m.streams {
-		if s.body && s.class >= Prefetch {
+		if s.body && s.class >= Prefetch && !s.pushed {
 			bulk++
 		}
 	}

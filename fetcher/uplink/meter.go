@@ -117,17 +117,6 @@ func (m *Meter) FirstByte(d time.Duration) {
 	m.est.measured++
 }
 
-// Spent tells that n bytes of a class crossed that no Stream counted: a proxy
-// pushed them.
-func (m *Meter) Spent(class Class, n int64) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.alive()
-	m.state.Bytes += n
-	m.state.ByClass[class] += n
-	m.rules.usage.add(class, n)
-}
-
 // StallLimit returns how long a request may say nothing, with queued bytes
 // ahead of its answer, before it is taken for dead: never a limit on the whole.
 func (m *Meter) StallLimit(queued int64) time.Duration {

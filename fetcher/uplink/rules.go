@@ -142,6 +142,14 @@ func (r *rules) window(now time.Time) (open bool, until time.Time) {
 	return r.open, r.until
 }
 
+// Window tells whether a contact window is open, and until when that holds; zero: for
+// ever.
+func (m *Meter) Window() (open bool, until time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.rules.window(m.now())
+}
+
 // describe fills in what a State says of the policy.
 func (r *rules) describe(now time.Time, s *State) {
 	s.BudgetLeft = -1

@@ -117,7 +117,7 @@ func (m *Meter) divide() {
 	now := m.now()
 	first := 2*NumClasses + 1
 	for _, s := range m.streams {
-		if m.lively(s, now) {
+		if m.lively(s, now) && !s.pushed {
 			first = min(first, m.rank(s))
 		}
 	}
@@ -126,6 +126,7 @@ func (m *Meter) divide() {
 	var lead, rest []*Stream
 	for _, s := range m.streams {
 		switch rank := m.rank(s); {
+		case s.pushed:
 		case rank > first && (m.est.rated || m.rules.policy.Rate > 0):
 			rest = append(rest, s)
 		case rank%2 == 1 || m.rules.policy.Rate > 0:

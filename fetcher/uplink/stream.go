@@ -3,7 +3,6 @@ package uplink
 import (
 	"context"
 	"net"
-	"slices"
 	"time"
 )
 
@@ -14,6 +13,8 @@ type Stream struct {
 
 	// guarded by Meter.mu
 	class  Class
+	pushed bool     // it is a Session's: its other end sees to how much comes
+	on     *Session // that it comes on, and that counts its bytes; nil: none
 	sock   tap      // that it arrives on; nil: not known
 	seen   counters // of it at the last look
 	body   bool     // the answer has begun
@@ -35,11 +36,7 @@ func (m *Meter) Begin(class Class) *Stream {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s := &Stream{m: m, class: class, window: openWindow, read: m.now(), heard: m.now()}
-	m.streams = append(m.streams, s)
-	if m.timer == nil {
-		m.looked = m.now()
-		m.timer = time.AfterFunc(m.lookEvery(), m.tick)
-	}
+	m.addStream(s)
 	m.divide()
 	return s
 }
@@ -186,7 +183,13 @@ func (s *Stream) Arrived(n int) {
 	m.alive()
 	m.state.Bytes += int64(n)
 	m.state.ByClass[s.class] += int64(n)
-	s.unseen += int64(n)
+	if s.on == nil {
+		s.unseen += int64(n)
+	} else if !s.on.s.ended {
+		s.on.s.class = s.class
+		s.on.s.unseen += int64(n)
+		m.count(s.on.s)
+	}
 	s.read = m.now()
 	s.heard = s.read
 	if s.sock == nil {
@@ -209,12 +212,7 @@ func (s *Stream) End() {
 	m.look()
 	m.bucket.leave(s)
 	s.ended = true
-	m.streams = slices.DeleteFunc(m.streams, func(o *Stream) bool { return o == s })
-	if len(m.streams) == 0 {
-		m.timer.Stop()
-		m.timer = nil
-		return
-	}
+	m.dropStream(s)
 	m.divide()
 }
 

@@ -69,7 +69,7 @@ func (o *Options) connect(w *watch) (*grpc.ClientConn, error) {
 				w.failed(err)
 				return nil, err
 			}
-			return w.on(c), nil
+			return w.on(c, o.Traffic), nil
 		}),
 		grpc.WithTransportCredentials(heldCreds{credentials.NewTLS(o.TLS), w}),
 		grpc.WithInitialWindowSize(streamWindow), grpc.WithInitialConnWindowSize(connWindow),
@@ -99,6 +99,8 @@ func (s *Session) begin(w *watch) {
 	}
 	if len(s.out) == wanted {
 		w.rest()
+	} else {
+		w.busyNow()
 	}
 }
 

@@ -30,7 +30,19 @@ type Options struct {
 	// is expected; 0: DefaultMinStall. MaxPause bounds pauses between attempts;
 	// 0: DefaultMaxPause.
 	MinStall, MaxPause time.Duration
-	Logger             *slog.Logger
+	// Traffic, if set, is told what happens on each connection of a Session, and
+	// Failed of each attempt that came to nothing.
+	Traffic func(conn net.Conn) Traffic
+	Failed  func(err error)
+	Logger  *slog.Logger
+}
+
+// Traffic learns of a link from one connection. Calls come with locks held: they
+// return at once and don't call back.
+type Traffic interface {
+	Busy(is bool)             // something is expected from now on, or nothing
+	Answered(d time.Duration) // from a question on a silent connection to the first byte
+	Close()
 }
 
 // Defaults of Options.
@@ -264,6 +276,9 @@ func (s *Session) run(ctx context.Context) {
 		}
 		if progress {
 			failures = 0
+		}
+		if (!progress || errors.Is(err, errStalled)) && s.opts.Failed != nil {
+			s.opts.Failed(err)
 		}
 		s.down(ctx, err)
 		pause := min(firstPause<<min(failures, 10), s.opts.MaxPause)

@@ -47,6 +47,8 @@ type watch struct {
 	working bool          // guarded by mu; what came is being taken
 	stalled bool          // guarded by mu
 	err     error         // guarded by mu; of dialling
+	traffic Traffic       // guarded by mu; nil: nobody is told
+	asked   time.Time     // guarded by mu; when something was asked for on a silent connection; zero: it is answered
 }
 
 func newWatch(least time.Duration, kill context.CancelFunc) *watch {
@@ -85,6 +87,25 @@ func (w *watch) hear(n int) {
 		w.gap = max(w.gap, now.Sub(w.heard))
 	}
 	w.heard = now
+	if w.traffic != nil && !w.asked.IsZero() {
+		w.traffic.Answered(now.Sub(w.asked))
+		w.asked = time.Time{}
+	}
+}
+
+// asks notes that something was asked for. w.mu is held.
+func (w *watch) asks() {
+	if w.traffic != nil {
+		w.asked = time.Now()
+		w.traffic.Busy(true)
+	}
+}
+
+// busyNow is expect for what is asked for as soon as there is a connection.
+func (w *watch) busyNow() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.asks()
 }
 
 // expect begins the watch: something was asked for.
@@ -94,6 +115,7 @@ func (w *watch) expect() {
 	if w.resting {
 		w.resting, w.heard = false, time.Now()
 		w.timer.Reset(w.limit())
+		w.asks()
 	}
 }
 
@@ -103,6 +125,9 @@ func (w *watch) rest() {
 	defer w.mu.Unlock()
 	w.resting = true
 	w.timer.Stop()
+	if w.traffic != nil {
+		w.traffic.Busy(false)
+	}
 }
 
 func (w *watch) busy(is bool) {
@@ -124,6 +149,10 @@ func (w *watch) end() {
 	defer w.mu.Unlock()
 	w.resting = true
 	w.timer.Stop()
+	if w.traffic != nil {
+		w.traffic.Close()
+		w.traffic = nil
+	}
 }
 
 func (w *watch) bytes() int64 { return w.read.Load() }
@@ -145,7 +174,14 @@ func (w *watch) why(err error) error {
 }
 
 // on watches a connection.
-func (w *watch) on(c net.Conn) net.Conn { return &watched{c, w} }
+func (w *watch) on(c net.Conn, traffic func(net.Conn) Traffic) net.Conn {
+	if traffic != nil {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.traffic = traffic(c)
+	}
+	return &watched{c, w}
+}
 
 type watched struct {
 	net.Conn

@@ -262,6 +262,16 @@ func (t treeChunks) ChunkID(n uint32) (chunk.ID, uint32) {
 	return k.ID, k.Size
 }
 
+// delivered is how many bytes of IP packets have come to the node.
+func (ps *pushed) delivered(t *testing.T) uint64 {
+	t.Helper()
+	s, err := ps.link.Stats(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.Down.Delivered.Bytes
+}
+
 // satellite is geo-vsat with a loss that a test asks for.
 func satellite(loss float64) rig.Profile {
 	p := rig.Profile{Name: "sat", RTT: 600 * time.Millisecond, Down: 2 * rig.Mbit, Up: 500 * rig.Kbit, MTU: 1500}
@@ -320,6 +330,7 @@ func TestPushedBulkFillsTheLinkAndADemandOvertakes(t *testing.T) {
 			}
 			idlePull.Cancel()
 			a := &arrivals{}
+			before := ps.delivered(t)
 			began := time.Now()
 			pull := ps.session.Pull(link.Request{Reference: ps.ref, Platform: "linux/amd64", Depth: link.All}, a)
 			time.Sleep(4 * time.Second)
@@ -331,6 +342,11 @@ func TestPushedBulkFillsTheLinkAndADemandOvertakes(t *testing.T) {
 				t.Fatal(err)
 			}
 			took := time.Since(began)
+			crossed := float64(ps.delivered(t)-before) / float64(size)
+			t.Logf("%.3f bytes crossed for each of content", crossed)
+			if crossed > 1.08 { // headers take 4.5%, and a demand may be for what has just come
+				t.Errorf("%.2f bytes crossed for each of content", crossed)
+			}
 			use := float64(size) / (took.Seconds() * float64(satellite(0).Down) / 8)
 			t.Logf("5 MiB in %v, %.0f%% of the link; 64 KiB in %v alone, %v under bulk", took.Round(100*time.Millisecond), 100*use, median(idle), median(busy))
 			if use < c.least {
