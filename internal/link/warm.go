@@ -15,9 +15,10 @@ import (
 // not bytes. So while nothing is asked for yet, a session is warmed with the
 // smallest packets there are: some 5 kB make room for the first chunk of a start and
 // what goes before it. On a link that takes its time for ten of them it stops: there
-// ten large ones fill it.
+// ten large ones fill it. Where round trips are short, three of them don't matter.
 const (
 	warmWindow  = 64                    // packets: 90 kB
+	warmRounds  = 5                     // at most: 10, 20, 40 and then some
 	warmAfter   = 50 * time.Millisecond // that nothing is asked for
 	warmLook    = 20 * time.Millisecond // how often acknowledgments are looked for
 	warmQueued  = 1.3                   // times the shortest round trip
@@ -31,9 +32,9 @@ func (s *Sender) warm(ctx context.Context, sent int64) (_ int64, warm bool, err 
 	if !s.idle(ctx, warmAfter) {
 		return sent, false, ctx.Err()
 	}
-	for {
+	for range warmRounds {
 		t := s.sock.tcp()
-		if t.Window == 0 || t.Window >= warmWindow || t.MinRTT <= 0 {
+		if t.Window == 0 || t.Window >= warmWindow || t.MinRTT < farAway {
 			return sent, true, nil
 		}
 		for range min(t.Window, warmWindow-t.Window) {
@@ -59,9 +60,10 @@ func (s *Sender) warm(ctx context.Context, sent int64) (_ int64, warm bool, err 
 			}
 		}
 		if time.Since(began) > time.Duration(warmQueued*float64(t.MinRTT))+warmSlack+2*warmLook {
-			return sent, true, nil
+			break
 		}
 	}
+	return sent, true, nil
 }
 
 // gone waits until all that was sent has left this machine, so that what is sent next
