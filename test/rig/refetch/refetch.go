@@ -40,6 +40,22 @@ type Count struct {
 	First string // the first request of Again
 }
 
+// since says when a member arrived, and how long before the crashes.
+func (a answer) since(crashes []time.Time) string {
+	if a.arrival == nil {
+		return ", though no answer brought it"
+	}
+	arrived, ok := a.arrival.At(a.end)
+	if !ok {
+		return ", though its answer is under way"
+	}
+	var before strings.Builder
+	for _, crash := range crashes {
+		fmt.Fprintf(&before, "; a crash %v later", crash.Sub(arrived).Round(time.Millisecond))
+	}
+	return fmt.Sprintf(", asked for at %s, here %v later%s", a.began.Format(time.TimeOnly), arrived.Sub(a.began).Round(time.Millisecond), before.String())
+}
+
 // Watch counts. It is safe for concurrent use.
 type Watch struct {
 	dir string // of the node's store
@@ -60,8 +76,22 @@ type layer struct {
 	served []answer // by member: the last that it was in; guarded by Watch.mu
 }
 
-// answer is when a request was answered.
-type answer struct{ began, ended time.Time }
+// answer is where a member was in the answer to a request.
+type answer struct {
+	began   time.Time
+	arrival *registry.Arrival // nil: it was in none
+	end     int64             // bytes of the answer up to the member's end
+}
+
+// lostIn tells whether the member was asked for before a crash and arrived so
+// shortly before it, or after, that it may be lost.
+func (a answer) lostIn(crash time.Time) bool {
+	if a.arrival == nil || !a.began.Before(crash) {
+		return false
+	}
+	arrived, ok := a.arrival.At(a.end)
+	return !ok || arrived.After(crash.Add(-Lost))
+}
 
 // New returns a Watch over the store in a daemon's root directory.
 func New(root string) *Watch {
@@ -145,31 +175,34 @@ func (w *Watch) request(r *http.Request) (done func()) {
 	w.mu.Unlock()
 	if l == nil {
 		have := w.blob(hex)
-		w.add(r, hex, 0, max(0, min(have, to)-from), 0)
+		w.add(r, hex, Count{Again: max(0, min(have, to)-from)})
 		return func() {}
 	}
 	to = min(to, l.size)
 	again, members := w.here(l, from, to)
 	w.mu.Lock()
 	var forgiven int64
+	var since string
 	for _, m := range members {
-		at, is := l.served[m], l.tree.Member(m)
-		if slices.ContainsFunc(w.crashes, func(crash time.Time) bool {
-			return at.began.Before(crash) && at.ended.After(crash.Add(-Lost))
-		}) {
+		if is := l.tree.Member(m); slices.ContainsFunc(w.crashes, l.served[m].lostIn) {
 			forgiven += is.End - is.Offset
+		} else if since == "" {
+			since = l.served[m].since(w.crashes)
 		}
 	}
 	w.mu.Unlock()
-	w.add(r, hex, max(0, to-from), again-forgiven, forgiven)
-	began := time.Now()
-	return func() { w.handedOver(l, from, to, answer{began, time.Now()}) }
+	w.add(r, hex, Count{Asked: max(0, to-from), Again: again - forgiven, Lost: forgiven, First: since})
+	began, arrival := time.Now(), registry.FollowArrival(r)
+	return func() {
+		arrival.Out()
+		w.handedOver(l, from, to, answer{began: began, arrival: arrival})
+	}
 }
 
 // add counts, unless a request for what is there was given up before it
 // arrived.
-func (w *Watch) add(r *http.Request, hex string, asked, again, lost int64) {
-	if again > 0 {
+func (w *Watch) add(r *http.Request, hex string, c Count) {
+	if c.Again > 0 {
 		timer := time.NewTimer(grace)
 		defer timer.Stop()
 		select {
@@ -180,22 +213,22 @@ func (w *Watch) add(r *http.Request, hex string, asked, again, lost int64) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	c := &Count{Asked: asked, Again: again, Lost: lost}
-	if again > 0 {
-		c.First = fmt.Sprintf("%s, %s: %d bytes of it were there", r.URL.Path, r.Header.Get("Range"), again)
+	if c.Again > 0 {
+		c.First = fmt.Sprintf("%s, %s: %d bytes of it were there%s", r.URL.Path, r.Header.Get("Range"), c.Again, c.First)
 	}
 	if w.counts[hex] == nil {
 		w.counts[hex] = &Count{}
 	}
-	w.counts[hex].add(c)
+	w.counts[hex].add(&c)
 }
 
-// handedOver notes when the members of a range were last sent.
+// handedOver notes in which answer the members of a range were last sent.
 func (w *Watch) handedOver(l *layer, from, to int64, a answer) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for m := range uint32(l.tree.NumMembers()) {
 		if at := l.tree.Member(m); at.Offset < to && at.End > from {
+			a.end = at.End - from
 			l.served[m] = a
 		}
 	}
