@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -35,6 +36,14 @@ func TestFaultDaemonKilled(t *testing.T) {
 	must(t, err)
 	done := []*target{big, loop}
 	for n := range times(5, 100) {
+		if n > 0 && n%5 == 0 { // by then the last one is about to be complete
+			_, err := sc.Run(ctx, "prefetch", sc.Ref(big.tag()))
+			must(t, err)
+			big = sc.target(t, fmt.Sprintf("daemon-killed-big-%d", n), 16<<20)
+			_, err = sc.cri.PullImage(ctx, sc.Ref(big.tag()), nil)
+			must(t, err)
+			done = append(done, big)
+		}
 		tg := sc.target(t, "daemon-killed-"+string(rune('a'+n%26))+string(rune('a'+n/26)), 256<<10)
 		done = append(done, tg)
 		filled, started := make(chan error, 1), make(chan started, 1)
@@ -132,8 +141,9 @@ func TestFaultContainerdKilled(t *testing.T) {
 }
 
 // The power fails while things cross, at a random moment: what had not reached
-// the disk is gone. After the reboot, and with the link dark, what was complete
-// starts; when the link is back, the rest crosses, and only the rest.
+// the disk is gone, and a pull is under way. After the reboot, and with the link
+// dark, what was complete starts; when the link is back, the pull succeeds, the
+// rest crosses, and only the rest.
 func TestFaultPowerLoss(t *testing.T) {
 	sc := newScene(t, site.Options{
 		Profile: profile(t, "rtt=20ms,down=16mbit,up=8mbit"), Disk: site.Disk{Size: 256 << 20, Durable: true},
@@ -149,6 +159,7 @@ func TestFaultPowerLoss(t *testing.T) {
 	}
 	_, err := sc.Run(ctx, "prefetch", sc.Ref(here.tag()))
 	must(t, err)
+	done := []*target{here, big}
 	for n := range times(2, 20) {
 		filled := make(chan error, 1)
 		go func() {
@@ -158,12 +169,21 @@ func TestFaultPowerLoss(t *testing.T) {
 		reader, err := sc.run(ctx, sc.Ref(big.tag()), big)
 		must(t, err)
 		time.Sleep(time.Second + rand.N(1500*time.Millisecond)) //nolint:gosec // any moment will do
+		pulled := sc.target(t, fmt.Sprintf("power-loss-%d", n), 256<<10)
+		done = append(done, pulled)
+		pull := make(chan error, 1)
+		go func() {
+			_, err := sc.cri.PullImage(ctx, sc.Ref(pulled.tag()), nil)
+			pull <- err
+		}()
+		time.Sleep(rand.N(300 * time.Millisecond)) //nolint:gosec // the same
 		_, err = reader.report()
 		must(t, err)
 		sc.checkMemory(t)
 		sc.watch.Crashed()
 		must(t, sc.PowerCut(ctx))
 		<-filled //nolint:errcheck // its daemon has lost power
+		<-pull   //nolint:errcheck // the same, unless it was done
 		_, err = sc.Link.Cut(ctx)
 		must(t, err)
 		began := time.Now()
@@ -175,6 +195,10 @@ func TestFaultPowerLoss(t *testing.T) {
 		must(t, dark.end(ctx))
 		_, err = sc.Link.Restore(ctx)
 		must(t, err)
+		again := sc.tryStart(ctx, pulled)
+		must(t, again.err)
+		must(t, again.container.readAll(ctx, time.Minute))
+		must(t, again.container.end(ctx))
 	}
 	_, err = sc.Run(ctx, "prefetch", sc.Ref(big.tag()))
 	must(t, err)
@@ -182,5 +206,5 @@ func TestFaultPowerLoss(t *testing.T) {
 	must(t, err)
 	must(t, last.readAll(ctx, time.Minute))
 	must(t, last.end(ctx))
-	sc.check(t, 0, here, big)
+	sc.check(t, 0, done...)
 }

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -36,6 +37,8 @@ type fault struct {
 	// limit bounds how long everything may take after the end; 0: a minute.
 	limit time.Duration
 	front *registry.Front // that the images are pulled from
+	// bulk is the front that bytes come from before the fault; nil: front.
+	bulk *registry.Front
 }
 
 // moment is what is under way when a fault begins.
@@ -114,8 +117,9 @@ var moments = []moment{
 func (m *meeting) asked(ctx context.Context, n int64) error {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	before := m.f.front.Counts().Body
-	for late := time.After(time.Minute); m.f.front.Counts().Body-before < n; {
+	from := cmp.Or(m.f.bulk, m.f.front)
+	before := from.Counts().Body
+	for late := time.After(time.Minute); from.Counts().Body-before < n; {
 		select {
 		case <-tick.C:
 		case err := <-m.prefetch:

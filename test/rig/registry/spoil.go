@@ -180,6 +180,40 @@ func (w *resetting) Write(p []byte) (int, error) {
 
 func (w *resetting) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
+// Silence answers as ever until now is closed. Then it says nothing more, not
+// even the rest of what is under way, and keeps the connections: a host that is
+// unplugged.
+func Silence(now <-chan struct{}) Hook {
+	return spoil(nil, func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		q := &silenced{ResponseWriter: w, now: now, gone: r.Context().Done()}
+		q.hold()
+		next.ServeHTTP(q, r)
+		q.hold()
+	})
+}
+
+type silenced struct {
+	http.ResponseWriter
+	now, gone <-chan struct{}
+}
+
+// hold waits, if it is time to be silent, until the client has given up.
+func (w *silenced) hold() {
+	select {
+	case <-w.now:
+		<-w.gone
+		panic(http.ErrAbortHandler)
+	default:
+	}
+}
+
+func (w *silenced) Write(p []byte) (int, error) {
+	w.hold()
+	return w.ResponseWriter.Write(p)
+}
+
+func (w *silenced) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
 // reset closes a connection with a RST once everything that was written has
 // arrived: what hasn't would be lost with it.
 func (c *countedConn) reset() {

@@ -1,9 +1,12 @@
 package registry
 
 import (
+	"context"
+	"errors"
 	"io"
 	"net/http"
 	"testing"
+	"time"
 )
 
 // fetch gets bytes [from, to] of a blob and returns what arrived and how the
@@ -83,5 +86,45 @@ func TestSpoil(t *testing.T) {
 	}
 	if a, err := get(nil); err != nil || a.body != good.body {
 		t.Errorf("afterwards: %v", err)
+	}
+}
+
+// A silent front keeps its connections and says nothing, not even what it had
+// begun to say.
+func TestSilence(t *testing.T) {
+	f, _ := front(t, FrontOptions{})
+	now, half := make(chan struct{}), make(chan struct{})
+	silence := Silence(now)
+	f.SetHook(func(kind Kind, w http.ResponseWriter, r *http.Request, _ http.Handler) {
+		silence(kind, w, r, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = w.Write([]byte("before"))
+			_ = http.NewResponseController(w).Flush()
+			<-half
+			_, _ = w.Write([]byte("after"))
+		}))
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, f.URL()+"/v2/", http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	transport := client(t, f)
+	resp, err := transport.RoundTrip(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	close(now)
+	close(half)
+	body, err := io.ReadAll(resp.Body)
+	if string(body) != "before" || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("read %q, %v", body, err)
+	}
+	if err := resp.Body.Close(); err != nil {
+		t.Error(err)
+	}
+	if resp, err := transport.RoundTrip(r.Clone(ctx)); err == nil {
+		t.Errorf("an answer came: %d", resp.StatusCode)
+		_ = resp.Body.Close()
 	}
 }

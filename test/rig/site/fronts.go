@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 
 	"github.com/airstream-io/airstream/test/rig/link"
@@ -72,6 +73,9 @@ func (s *Site) writeConfig() error {
 			host, url = s.opts.Name, "http://"+s.opts.Name
 		}
 		fmt.Fprintf(&text, "[registry.%q]\nurl = %q\n", host, url)
+		if i == 0 && s.opts.Mirrored {
+			fmt.Fprintf(&text, "mirrors = [%s]\n", s.mirrors())
+		}
 		if ca := f.CA(); opts.TLS && len(ca) > 0 {
 			files["ca.pem"] = string(ca)
 			fmt.Fprintf(&text, "ca_file = %q\n", s.path("ca.pem"))
@@ -94,6 +98,15 @@ func (s *Site) writeConfig() error {
 		}
 	}
 	return nil
+}
+
+// mirrors returns the addresses of Fronts as TOML has them.
+func (s *Site) mirrors() string {
+	var list []string
+	for _, f := range s.Fronts {
+		list = append(list, strconv.Quote(f.URL()))
+	}
+	return strings.Join(list, ", ")
 }
 
 // frontsCloser closes all of them.

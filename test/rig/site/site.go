@@ -49,6 +49,9 @@ type Options struct {
 	// Fronts are more registries on shore, with manners of their own, before
 	// the same content; see Site.Fronts.
 	Fronts []registry.FrontOptions
+	// Mirrored tells the daemon that Fronts are mirrors of Front, to be asked
+	// before it and in their order.
+	Mirrored bool
 	// Name is how the node knows the registry, in place of an address: see
 	// test/rig/dns for how it resolves there. Not with TLS.
 	Name string
