@@ -1,6 +1,7 @@
 package fetcher
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -104,6 +105,69 @@ func (f *Fetcher) Wire(slots ...uint32) (bytes int64, err error) {
 	return bytes, nil
 }
 
+// HotWire returns how many bytes would cross the link to complete the hot sets
+// of layers, whether Warm was told of them or not. Of a layer whose table is
+// not here it is all of the hot set; tables themselves are not in it.
+func (f *Fetcher) HotWire(layers ...catalog.Layer) (bytes int64, err error) {
+	slots, plans, err := plansOf(layers)
+	if err != nil {
+		return 0, err
+	}
+	for _, slot := range slots {
+		l, here, err := f.here(slot)
+		if err != nil {
+			return 0, err
+		}
+		if !here {
+			bytes += covered(plans[slot])
+			continue
+		}
+		f.mu.Lock()
+		counted := map[uint32]bool{} // plans of several images may name a member twice
+		for _, r := range plans[slot] {
+			s := membersIn(l.tree, r.Offset, r.Offset+r.Size)
+			for m := s.first; m < s.end; m++ {
+				if !counted[m] && !l.census.hasMember(l.tree, m) {
+					bytes += memberSize(l.tree, m)
+				}
+				counted[m] = true
+			}
+		}
+		f.mu.Unlock()
+	}
+	return bytes, nil
+}
+
+// plansOf returns the slots of layers, each once, and what their plans name.
+func plansOf(layers []catalog.Layer) (slots []uint32, plans map[uint32]trace.Plan, err error) {
+	plans = map[uint32]trace.Plan{}
+	for _, l := range layers {
+		slots = append(slots, l.Slot)
+		if l.Hot == "" {
+			continue
+		}
+		plan, err := trace.ParsePlan(l.Hot, l.Size)
+		if err != nil {
+			return nil, nil, fmt.Errorf("fetcher: layer %s: %w", l.Blob, err)
+		}
+		plans[l.Slot] = append(plans[l.Slot], plan...)
+	}
+	return unique(slots), plans, nil
+}
+
+// covered returns how many bytes of a blob are in any range of a plan.
+func covered(p trace.Plan) (bytes int64) {
+	p = slices.Clone(p)
+	slices.SortFunc(p, func(a, b trace.Run) int { return cmp.Compare(a.Offset, b.Offset) })
+	var end int64
+	for _, r := range p {
+		last := r.Offset + r.Size
+		bytes += max(0, last-max(end, r.Offset))
+		end = max(end, last)
+	}
+	return bytes
+}
+
 func unique(slots []uint32) []uint32 {
 	s := slices.Clone(slots)
 	slices.Sort(s)
@@ -122,20 +186,11 @@ func (f *Fetcher) Complete(ctx context.Context, slots ...uint32) error {
 // CompleteHot does the same for the hot sets of layers, which their plans name,
 // and for the tables of all of them.
 func (f *Fetcher) CompleteHot(ctx context.Context, layers ...catalog.Layer) error {
-	var slots []uint32
-	plans := map[uint32]trace.Plan{}
-	for _, l := range layers {
-		slots = append(slots, l.Slot)
-		if l.Hot == "" {
-			continue
-		}
-		plan, err := trace.ParsePlan(l.Hot, l.Size)
-		if err != nil {
-			return fmt.Errorf("fetcher: layer %s: %w", l.Blob, err)
-		}
-		plans[l.Slot] = append(plans[l.Slot], plan...)
+	slots, plans, err := plansOf(layers)
+	if err != nil {
+		return err
 	}
-	return f.complete(ctx, unique(slots), func(l *layer) []uint64 {
+	return f.complete(ctx, slots, func(l *layer) []uint64 {
 		only := make([]uint64, (l.tree.NumMembers()+63)/64+1) // not nil: that would be all
 		for _, r := range plans[l.Slot] {
 			s := membersIn(l.tree, r.Offset, r.Offset+r.Size)

@@ -4,7 +4,6 @@ import (
 	"testing"
 
 	"github.com/airstream-io/airstream/internal/catalog"
-
 	"github.com/airstream-io/airstream/internal/trace"
 )
 
@@ -46,6 +45,23 @@ func TestTraceOfOneNodeWarmsTheNext(t *testing.T) {
 		t.Fatal(err)
 	}
 	info.Hot = plan.String()
+	wire := func() int64 {
+		t.Helper()
+		n, err := next.HotWire(info, info)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	if n := wire(); n != hot {
+		t.Errorf("%d bytes are to cross before anything is here; the plan has %d", n, hot)
+	}
+	if _, err := next.Tree(t.Context(), slot); err != nil {
+		t.Fatal(err)
+	}
+	if n := wire(); n != hot {
+		t.Errorf("%d bytes are to cross when the table alone is here; the plan has %d", n, hot)
+	}
 	if err := next.Warm(info); err != nil {
 		t.Fatal(err)
 	}
@@ -56,6 +72,9 @@ func TestTraceOfOneNodeWarmsTheNext(t *testing.T) {
 	})
 	if sent, twice := s.traffic(); twice > 0 || int64(sent) != hot {
 		t.Errorf("%d bytes crossed, %d of them twice; the plan has %d", sent, twice, hot)
+	}
+	if n := wire(); n != 0 {
+		t.Errorf("%d bytes are to cross when all is here", n)
 	}
 	for _, r := range reads {
 		s.want(t, next.open(t, r.name), r.name, r.off, r.n)

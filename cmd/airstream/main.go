@@ -89,6 +89,7 @@ keeps it, and serves everything that is on site when the link is gone.`,
 		newTraceCommand(std),
 		newRecordWorkerCommand(std),
 	)
+	explainArgs(root.Commands()...)
 	return root
 }
 

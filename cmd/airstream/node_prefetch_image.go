@@ -132,16 +132,11 @@ func (p *prefetch) reachable(ctx context.Context, j *prefetchJob) error {
 
 // left returns how many bytes are still to cross for an image.
 func (p *prefetch) left(j *prefetchJob) (int64, error) {
-	slots := slotsOf(&j.found.Image)
-	if !p.order.Hot {
-		n, err := p.n.fetcher.Wire(slots...)
+	if p.order.Hot {
+		n, err := p.n.fetcher.HotWire(j.layers...)
 		return n + j.whole.Load(), err
 	}
-	c, err := p.n.fetcher.Completeness(slots...)
-	n := j.plan
-	if c.HotTotal > 0 { // else nothing was asked for yet
-		n = int64(float64(j.plan) * float64(c.HotMissing) / float64(c.HotTotal))
-	}
+	n, err := p.n.fetcher.Wire(slotsOf(&j.found.Image)...)
 	return n + j.whole.Load(), err
 }
 

@@ -39,7 +39,7 @@ func proxyConfig(cmd *cobra.Command) func() (config.Proxy, error) {
 
 func newProxyInitCommand(std streams) *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "init HOST...",
+		Use:   "init HOST…",
 		Short: "Make the authority that gives nodes their certificates",
 		Long: `Make the authority that gives nodes their certificates. HOST are the names or
 addresses that nodes reach the proxy at, without a port. Keep a copy of the
