@@ -72,6 +72,17 @@ var contenders = []contender{
 			return s.LazyStart(ctx, i.tag, i.img)
 		},
 	},
+	{
+		name: "proxy", title: "Airstream, with proxy", color: "#2e9e63", tag: tracedTag,
+		options: func(o *site.Options) { o.Proxy = &site.Proxy{} },
+		begin:   func(ctx context.Context, s *site.Site) error { return s.AwaitProxy(ctx) },
+		settle: func(ctx context.Context, s *site.Site) error {
+			return errors.Join(s.UpgradeDaemon(ctx), s.AwaitProxy(ctx))
+		},
+		start: func(ctx context.Context, s *site.Site, i start) (site.Launch, error) {
+			return s.LazyStart(ctx, i.tag, i.img)
+		},
+	},
 	{name: oneGet, title: "one GET of what is read", color: "#111111", bound: true, get: getHot},
 }
 

@@ -2,6 +2,7 @@ package site
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -99,6 +100,38 @@ func (s *Site) StartProxy(ctx context.Context) (err error) {
 			return s.proxy.Explain(errors.New("site: the proxy ended before it listened"))
 		case <-limit:
 			return s.proxy.Explain(fmt.Errorf("site: the proxy did not listen in %v", startLimit))
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// AwaitProxy waits until the node's session with the proxy is up.
+func (s *Site) AwaitProxy(ctx context.Context) error {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	limit := time.After(startLimit)
+	for {
+		out, err := s.Run(ctx, "status", "-o", "json")
+		if err != nil {
+			return err
+		}
+		var status struct {
+			Proxy struct {
+				Up    bool
+				Error string
+			}
+		}
+		if err := json.Unmarshal([]byte(out), &status); err != nil {
+			return fmt.Errorf("site: status: %w", err)
+		}
+		if status.Proxy.Up {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-limit:
+			return fmt.Errorf("site: the node had no session with its proxy in %v: %s", startLimit, status.Proxy.Error)
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
