@@ -253,8 +253,8 @@ func TestPicture(t *testing.T) {
 			}
 		}
 	}
-	if bars != 3 || !strings.Contains(picture, ">failed<") {
-		t.Errorf("%d bars, want 3, in\n%s", bars, picture)
+	if bars != 4 || !strings.Contains(picture, ">failed<") {
+		t.Errorf("%d bars, want 4, in\n%s", bars, picture)
 	}
 	if low, high := newGrid(sample()).range10("geo-vsat"); low != 1 || high != 1000 {
 		t.Errorf("from %g to %g", low, high)
