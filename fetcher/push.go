@@ -253,13 +253,17 @@ func (f *Fetcher) bringTable(ctx context.Context, l *layer) (*toc.Tree, error) {
 		tree, err := f.fetchTable(try, l)
 		cancel()
 		watch.Wait()
-		f.mu.Lock()
-		covered := l.from.cover.by != nil
-		f.mu.Unlock()
-		if err == nil || !covered || ctx.Err() != nil || errors.Is(err, ErrBadTable) {
+		if err == nil || !f.isCovered(l) || ctx.Err() != nil || errors.Is(err, ErrBadTable) {
 			return tree, err
 		}
 	}
+}
+
+// isCovered tells whether a Pusher brings a layer.
+func (f *Fetcher) isCovered(l *layer) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return l.from.cover.by != nil
 }
 
 // awaitCover calls do as soon as a Pusher brings a layer.

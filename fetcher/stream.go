@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -61,7 +62,7 @@ func (f *Fetcher) WarmFrom(from catalog.Source, ref artifact.Ref, layers ...cata
 		return nil
 	}
 	f.work.Go(func() {
-		if err := s.run(f.run); err != nil && f.run.Err() == nil {
+		if err := s.runUncovered(f.run); err != nil && f.run.Err() == nil {
 			f.log.Info("the rest of a hot set comes with the layers", slog.String("blob", ref.Hot.Digest), slog.Any("error", err))
 		}
 		if s.forgotten() {
@@ -89,6 +90,29 @@ func (s *hotStream) forgotten() bool {
 	s.f.mu.Lock()
 	defer s.f.mu.Unlock()
 	return slices.ContainsFunc(s.layers, func(l *layer) bool { return l.gone })
+}
+
+// runUncovered runs for as long as no Pusher brings the layers: what a start
+// reads comes from there without being asked for.
+func (s *hotStream) runUncovered(ctx context.Context) error {
+	for _, l := range s.layers {
+		if s.f.isCovered(l) {
+			return nil // not even the root is worth a request
+		}
+	}
+	run, cancel := context.WithCancel(ctx)
+	var watch sync.WaitGroup
+	for _, l := range s.layers {
+		watch.Go(func() { s.f.awaitCover(run, l, cancel) })
+	}
+	err := s.run(run)
+	covered := run.Err() != nil
+	cancel()
+	watch.Wait()
+	if covered && ctx.Err() == nil {
+		return nil
+	}
+	return err
 }
 
 // run brings the frames of which most is missing.

@@ -332,3 +332,51 @@ func TestForgetWhileTheHotBlobCrosses(t *testing.T) {
 		t.Errorf("%d layers, %d transfers, %d flights are left", len(b.layers), len(b.queue.transfers), len(b.queue.flights))
 	}
 }
+
+// silentPusher is a Pusher that never brings what it is asked for.
+type silentPusher struct{}
+
+func (silentPusher) Ask(Class, uint32, []uint32) {}
+
+// What a proxy pushes is not fetched from the registry as well; when the proxy
+// is gone, the rest is.
+func TestHotBlobIsLeftToTheProxy(t *testing.T) {
+	for name, late := range map[string]bool{"before": false, "meanwhile": true} {
+		t.Run(name, func(t *testing.T) {
+			img := newHotImage(t)
+			begun := make(chan struct{}, 1000)
+			var ended atomic.Int32
+			img.setMood(img.serveBlobs(func(_ http.ResponseWriter, r *http.Request) bool {
+				begun <- struct{}{}
+				if late {
+					<-r.Context().Done()
+					ended.Add(1)
+				}
+				return late
+			}))
+			b := newBench(t, img.shore, t.TempDir(), img.at)
+			if !late {
+				b.Cover(silentPusher{}, true, slot)
+			}
+			if err := b.WarmFrom(src, img.ref, img.info); err != nil {
+				t.Fatal(err)
+			}
+			if late {
+				<-begun
+				b.Cover(silentPusher{}, true, slot)
+				waitFor(t, func() bool { return ended.Load() > 0 && ended.Load() == img.asked.Load() })
+			}
+			asked := img.asked.Load()
+			time.Sleep(100 * time.Millisecond) // for requests that should not be
+			if n := img.asked.Load(); n != asked || !late && n > 0 {
+				t.Errorf("the hot blob was asked for %d times while a proxy pushed", n)
+			}
+			b.Uncover(slot)
+			b.warmed(t)
+			img.read(t, b)
+			if _, twice := img.traffic(); twice > 0 {
+				t.Errorf("%d bytes of the layer crossed twice", twice)
+			}
+		})
+	}
+}
