@@ -20,9 +20,9 @@ func laneOf(class fetcher.Class) link.Lane {
 	switch class {
 	case fetcher.Demand:
 		return link.Demand
-	case fetcher.Hot, fetcher.Ahead:
+	case fetcher.Hot:
 		return link.Hot
-	default:
+	default: // what is read ahead, too: it is a guess, and the hot set is none
 		return link.Rest
 	}
 }
