@@ -54,8 +54,7 @@ func TestFaultDaemonKilled(t *testing.T) {
 		go func() { started <- sc.tryStart(ctx, tg) }()
 		time.Sleep(rand.N(900 * time.Millisecond)) //nolint:gosec // any moment will do
 		sc.checkMemory(t)
-		sc.watch.Crashed()
-		must(t, sc.CrashDaemon(ctx))
+		must(t, sc.CrashDaemon(ctx, sc.watch.Crash()))
 		<-filled //nolint:errcheck // see above
 		s := <-started
 		must(t, s.err)
@@ -180,8 +179,9 @@ func TestFaultPowerLoss(t *testing.T) {
 		_, err = reader.report()
 		must(t, err)
 		sc.checkMemory(t)
-		sc.watch.Crashed()
+		dead := sc.watch.Crash()
 		must(t, sc.PowerCut(ctx))
+		dead()
 		<-filled //nolint:errcheck // its daemon has lost power
 		<-pull   //nolint:errcheck // the same, unless it was done
 		_, err = sc.Link.Cut(ctx)

@@ -144,7 +144,7 @@ func (r *darkResult) restarts(ctx context.Context, s *site.Site, img *images.Ima
 		return took, err
 	}
 	for range darkTries {
-		took, err := timed(s.CrashDaemon)
+		took, err := timed(func(ctx context.Context) error { return s.CrashDaemon(ctx) })
 		if err != nil {
 			return err
 		}
@@ -229,8 +229,7 @@ func (r *darkResult) refetches(ctx context.Context, s *site.Site, img *images.Im
 			return fmt.Errorf("the image was complete after %d troubles of %d; the link is too fast for the test", i, troubles)
 		}
 		if i%3 == 2 {
-			watch.Crashed()
-			if err := s.CrashDaemon(ctx); err != nil {
+			if err := s.CrashDaemon(ctx, watch.Crash()); err != nil {
 				return err
 			}
 			continue

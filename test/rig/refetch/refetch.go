@@ -41,7 +41,7 @@ type Count struct {
 }
 
 // since says when a member arrived, and how long before the crashes.
-func (a answer) since(crashes []time.Time) string {
+func (a answer) since(crashes []*crash) string {
 	if a.arrival == nil {
 		return ", though no answer brought it"
 	}
@@ -50,8 +50,8 @@ func (a answer) since(crashes []time.Time) string {
 		return ", though its answer is under way"
 	}
 	var before strings.Builder
-	for _, crash := range crashes {
-		fmt.Fprintf(&before, "; a crash %v later", crash.Sub(arrived).Round(time.Millisecond))
+	for _, c := range crashes {
+		fmt.Fprintf(&before, "; a crash %v later", c.began.Sub(arrived).Round(time.Millisecond))
 	}
 	return fmt.Sprintf(", asked for at %s, here %v later%s", a.began.Format(time.TimeOnly), arrived.Sub(a.began).Round(time.Millisecond), before.String())
 }
@@ -63,7 +63,7 @@ type Watch struct {
 	mu      sync.Mutex
 	layers  map[string]*layer // guarded by mu; lazy ones, by digest of the blob in hex
 	counts  map[string]*Count // guarded by mu; the same
-	crashes []time.Time       // guarded by mu
+	crashes []*crash          // guarded by mu
 }
 
 // layer is a lazy layer that the watch knows.
@@ -85,12 +85,12 @@ type answer struct {
 
 // lostIn tells whether the member was asked for before a crash and arrived so
 // shortly before it, or after, that it may be lost.
-func (a answer) lostIn(crash time.Time) bool {
-	if a.arrival == nil || !a.began.Before(crash) {
+func (a answer) lostIn(c *crash) bool {
+	if a.arrival == nil || !c.ended.IsZero() && a.began.After(c.ended) {
 		return false
 	}
 	arrived, ok := a.arrival.At(a.end)
-	return !ok || arrived.After(crash.Add(-Lost))
+	return !ok || arrived.After(c.began.Add(-Lost))
 }
 
 // New returns a Watch over the store in a daemon's root directory.
@@ -132,13 +132,23 @@ func (c *Count) add(o *Count) {
 	}
 }
 
-// Crashed says that the daemon has just been killed. What arrived in the time
-// that the store's promise leaves open may be asked for again.
-func (w *Watch) Crashed() {
+// Crash says that the daemon is about to be killed, and dead that it is dead.
+// What arrived in the time that the store's promise leaves open may be asked for
+// again.
+func (w *Watch) Crash() (dead func()) {
+	c := &crash{began: time.Now()}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.crashes = append(w.crashes, time.Now())
+	w.crashes = append(w.crashes, c)
+	return func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		c.ended = time.Now()
+	}
 }
+
+// crash is the death of a daemon, which takes some milliseconds.
+type crash struct{ began, ended time.Time } // ended: zero before
 
 // Lost is how long before a crash bytes may arrive that it costs: the store's
 // delay, and as much for the flush itself on a busy machine.

@@ -127,7 +127,7 @@ func TestCountsWhatIsHere(t *testing.T) {
 	ask(w, l, missing.Offset, missing.End)
 	want(t, w, l, Count{Asked: 2*end + missing.End - missing.Offset, Again: stored})
 
-	w.Crashed() // all of it was sent a moment ago
+	w.Crash()() // all of it was sent a moment ago
 	ask(w, l, 0, end)
 	want(t, w, l, Count{Asked: 3*end + missing.End - missing.Offset, Again: stored, Lost: stored})
 }

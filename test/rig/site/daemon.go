@@ -128,11 +128,14 @@ func (s *Site) KillDaemon() error {
 	return d.kill()
 }
 
-// CrashDaemon kills the daemon and waits until its supervisor has started the
-// next.
-func (s *Site) CrashDaemon(ctx context.Context) error {
+// CrashDaemon kills the daemon, calls those of dead when that is done, and waits
+// until its supervisor has started the next.
+func (s *Site) CrashDaemon(ctx context.Context, dead ...func()) error {
 	if err := s.daemon.kill(); err != nil {
 		return err
+	}
+	for _, f := range dead {
+		f()
 	}
 	return s.WaitDaemon(ctx)
 }
