@@ -26,7 +26,7 @@ func (s *hotStream) needed(frame *artifact.Frame) (chunks []origin) {
 		l := s.layers[run.Layer]
 		for c := run.First; c < run.First+run.Count; c++ {
 			p, n := l.pieceOf(c)
-			if l.census.has(c) || s.f.carried(p) || l.from.cover.by != nil {
+			if l.census.has(c) || s.f.carried(p) {
 				continue
 			}
 			if s.f.store.HasChunk(p.object, n, p.index) {
@@ -91,9 +91,6 @@ func (s *hotStream) load(t *ticket, cancel context.CancelFunc) (*convoy, error) 
 	f := s.f
 	if slices.ContainsFunc(s.layers, func(l *layer) bool { return l.gone }) {
 		return nil, fmt.Errorf("fetcher: a layer was just forgotten: %w", ErrBusy)
-	}
-	if s.covered() {
-		return nil, nil // it is back, and brings the rest
 	}
 	c := &convoy{transfers: map[*layer]*transfer{}, decoders: map[*layer]*decoder{}}
 	first, last := -1, -1

@@ -53,14 +53,6 @@ func (f *Fetcher) WarmFrom(from catalog.Source, ref artifact.Ref, layers ...cata
 	if f.closing {
 		return fmt.Errorf("fetcher: warm: %w", context.Canceled)
 	}
-	if s.covered() { // who brings the layers brings it without the blob; what it leaves out the plans bring
-		f.work.Go(func() {
-			if err := f.Warm(layers...); err != nil && f.run.Err() == nil {
-				f.log.Warn("a hot set is not fetched", slog.String("blob", ref.Hot.Digest), slog.Any("error", err))
-			}
-		})
-		return nil
-	}
 	f.work.Go(func() {
 		if err := s.runUncovered(f.run); err != nil && f.run.Err() == nil {
 			f.log.Info("the rest of a hot set comes with the layers", slog.String("blob", ref.Hot.Digest), slog.Any("error", err))
@@ -134,11 +126,6 @@ func (s *hotStream) run(ctx context.Context) error {
 		return err
 	}
 	return s.bring(ctx)
-}
-
-// covered tells whether a Pusher brings all of the layers. Fetcher.mu is held.
-func (s *hotStream) covered() bool {
-	return !slices.ContainsFunc(s.layers, func(l *layer) bool { return l.from.cover.by == nil })
 }
 
 // parallel is how many requests to make at a time now: as many frames as fill

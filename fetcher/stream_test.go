@@ -337,6 +337,7 @@ func TestForgetWhileTheHotBlobCrosses(t *testing.T) {
 type silentPusher struct{}
 
 func (silentPusher) Ask(Class, uint32, []uint32) {}
+func (silentPusher) Came(uint32, uint32)         {}
 
 // What a proxy pushes is not fetched from the registry as well; when the proxy
 // is gone, the rest is.
