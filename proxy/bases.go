@@ -27,6 +27,7 @@ const baseReach = 64 << 10
 type baseFile struct {
 	l     *layer
 	entry uint32
+	warm  pieces // what of it is there; nil: all
 }
 
 // bases are the files that the chunks of an image may build on: by layer and
@@ -38,17 +39,21 @@ type baseKey struct {
 	entry uint32
 }
 
-// findBases pairs files that are wanted with what is at their path in an image
-// that the node has. before are that image's layers, the lowest first.
-func findBases(layers, before []*layer, w *wants) bases {
+// findBases pairs files that are wanted with what is at their path in the image
+// that the node has of the same repository.
+func findBases(layers []*layer, here *inventory, w *wants) bases {
 	b := bases{}
+	warm := here.warm
+	if here.whole {
+		warm = nil
+	}
 	for i, l := range layers {
 		if l == nil {
 			continue
 		}
 		var dirs []baseFile // the top layer first: it is what a container would see
-		for _, earlier := range slices.Backward(before) {
-			dirs = append(dirs, baseFile{earlier, toc.Root})
+		for _, earlier := range slices.Backward(here.before) {
+			dirs = append(dirs, baseFile{earlier, toc.Root, warm})
 		}
 		b.descend(i, l.tree, toc.Root, dirs, w)
 	}
@@ -66,7 +71,7 @@ func (b bases) descend(layer int, tree *toc.Tree, dir uint32, dirs []baseFile, w
 		var same []baseFile
 		for _, d := range dirs {
 			if at, ok := d.l.tree.Lookup(d.entry, name); ok {
-				same = append(same, baseFile{d.l, at})
+				same = append(same, baseFile{d.l, at, d.warm})
 			}
 		}
 		if len(same) == 0 {
@@ -100,35 +105,48 @@ func (p *pull) compress(ctx context.Context, k key, content []byte, m *wire.Chun
 		return link.Encode(content)
 	}
 	at := tree.Chunk(k.chunk).Offset
-	from, window, err := base.read(ctx, at-baseReach, at+int64(len(content))+baseReach)
+	from, window, err := base.read(ctx, at, int64(len(content)))
 	if err != nil || len(window) == 0 {
 		return link.Encode(content) // whatever is wrong with it, there is another way
 	}
 	codec, payload := link.EncodeWith(content, window)
 	if codec == wire.Codec_CODEC_ZSTD_BASE {
-		t := base.l.tree
-		id := t.ObjectID(base.entry)
-		first, end := t.Chunks(base.entry)
-		m.Base = &wire.Base{Object: id[:], Size: t.Attr(base.entry).Size, Chunks: end - first, Offset: from, Length: uint32(len(window))} //nolint:gosec // bounded
+		m.Base = &wire.Base{Table: []byte(prefixOf(base.l.toc)), Entry: base.entry, Offset: from, Length: uint32(len(window))} //nolint:gosec // bounded
 	}
 	return codec, payload
 }
 
-// read returns the content of the file from about one place to another, and where
-// it begins: whole chunks.
-func (b baseFile) read(ctx context.Context, from, to int64) (begin int64, content []byte, err error) {
+// read returns what the node has of the file about a place, size bytes from at
+// on, and where that begins: whole chunks that follow each other.
+func (b baseFile) read(ctx context.Context, at, size int64) (begin int64, content []byte, err error) {
 	t := b.l.tree
-	c, ok := t.FindChunk(b.entry, max(0, from))
+	c, ok := t.FindChunk(b.entry, max(0, at-baseReach))
 	if !ok {
 		return 0, nil, nil
 	}
-	begin = t.Chunk(c).Offset
-	for _, end := t.Chunks(b.entry); c < end && t.Chunk(c).Offset < to; c++ {
+	for _, end := t.Chunks(b.entry); c < end && t.Chunk(c).Offset < at+size+baseReach; c++ {
+		k := t.Chunk(c)
+		if b.warm != nil && !b.has(c) {
+			if begin+int64(len(content)) > at {
+				break // nearer than what follows
+			}
+			content = nil
+			continue
+		}
 		part, err := b.l.chunk(ctx, c)
 		if err != nil {
 			return 0, nil, err
 		}
+		if len(content) == 0 {
+			begin = k.Offset
+		}
 		content = append(content, part...)
 	}
 	return begin, content, nil
+}
+
+// has tells whether the node has a chunk.
+func (b baseFile) has(c uint32) bool {
+	_, ok := b.warm[b.l.piece(c)]
+	return ok
 }

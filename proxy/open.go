@@ -36,7 +36,7 @@ func (p *pull) plan(ctx context.Context, img *image) (*plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	inventory, before, err := p.inventory(ctx, img)
+	here, err := p.inventory(ctx, img)
 	if err != nil {
 		return nil, err
 	}
@@ -45,54 +45,78 @@ func (p *pull) plan(ctx context.Context, img *image) (*plan, error) {
 	if sum, err := hex.DecodeString(img.manifest.digest.Encoded()); err == nil && bytes.Equal(sum, p.req.GetKnown()) {
 		depth = link.Names
 	}
-	w := newWants(layers, inventory)
-	p.bases = findBases(layers, before, w)
-	return makePlan(img, layers, depth, w, p.req.GetHave()), nil
+	w := newWants(layers, here.objects, here.warm)
+	p.bases = findBases(layers, here, w)
+	return makePlan(img, layers, depth, w, p.req.GetHave(), p.req.GetWarm()), nil
 }
 
-// inventory returns the objects of the images that the node has, and the layers of
-// the first of them that is of the same repository. One that is not to be found any
-// more is left out.
-func (p *pull) inventory(ctx context.Context, wanted *image) (all [][]toc.ObjectID, before []*layer, err error) {
-	s := p.ss.s
+// inventory is what a node has. Images that are not to be found any more are left
+// out.
+type inventory struct {
+	objects [][]toc.ObjectID // of images that are there whole, by layer
+	warm    pieces           // of those of which the hot set is
+	// before are the layers of the image to build on: the first of the same
+	// repository, preferably one that is there whole.
+	before []*layer
+	whole  bool // before is there whole; else what is warm
+}
+
+func (p *pull) inventory(ctx context.Context, wanted *image) (*inventory, error) {
+	v := &inventory{warm: pieces{}}
 	seen := map[digest.Digest]bool{}
-	for _, ref := range p.req.GetHave() {
-		if _, err := name.NewDigest(ref, name.StrictValidation); err != nil {
-			return nil, nil, refuse(wire.Reason_REASON_REQUEST, "%q in the inventory is no image by digest", ref)
+	err := p.eachOf(ctx, p.req.GetHave(), func(img *image, layers []*layer) {
+		if v.before == nil && img.repo.Name() == wanted.repo.Name() {
+			v.before, v.whole = layers, true
 		}
-		img, err := s.image(ctx, ref, "")
+		for _, l := range layers {
+			if !seen[l.toc] {
+				seen[l.toc] = true
+				v.objects = append(v.objects, l.objects())
+				p.tables[prefixOf(l.toc)] = true
+			}
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	return v, p.eachOf(ctx, p.req.GetWarm(), func(img *image, layers []*layer) {
+		if v.before == nil && img.repo.Name() == wanted.repo.Name() {
+			v.before = layers
+		}
+		eachHot(layers, func(i int, c uint32) { v.warm[layers[i].piece(c)] = struct{}{} })
+		for _, l := range layers {
+			p.tables[prefixOf(l.toc)] = true
+		}
+	})
+}
+
+// eachOf opens images of an inventory and calls do with the lazy layers of each.
+func (p *pull) eachOf(ctx context.Context, refs []string, do func(img *image, layers []*layer)) error {
+	for _, ref := range refs {
+		if _, err := name.NewDigest(ref, name.StrictValidation); err != nil {
+			return refuse(wire.Reason_REASON_REQUEST, "%q in the inventory is no image by digest", ref)
+		}
+		img, err := p.ss.s.image(ctx, ref, "")
 		if r, ok := errors.AsType[*link.Refusal](err); ok && !r.Temporary() {
 			p.ss.log.InfoContext(ctx, "an image of an inventory is not to be found", slog.String("image", ref), slog.Any("error", err))
 			continue
 		}
 		if err != nil {
-			return nil, nil, err
+			return err
 		}
-		first := before == nil && img.repo.Name() == wanted.repo.Name()
-		for i, desc := range img.layers {
-			d := annotation.TableOf(desc.Digest, desc.Annotations)
-			if seen[d] && !first {
-				continue
-			}
+		var layers []*layer
+		for i := range img.layers {
 			l, err := p.open(ctx, img, i)
 			if err != nil {
-				return nil, nil, err
+				return err
 			}
-			if l == nil {
-				continue
+			if l != nil {
+				layers = append(layers, l)
 			}
-			if first {
-				before = append(before, l)
-			}
-			if seen[d] {
-				continue
-			}
-			seen[d] = true
-			all = append(all, l.objects())
-			p.tables[prefixOf(d)] = true
 		}
+		do(img, layers)
 	}
-	return all, before, nil
+	return nil
 }
 
 func prefixOf(d digest.Digest) string {

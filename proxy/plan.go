@@ -37,12 +37,12 @@ type run struct {
 // planVersion is part of every plan's digest. It changes with the order of a
 // plan, and with the bytes that its items cross as: then resuming within an
 // item would fit together what doesn't belong together.
-const planVersion = 1
+const planVersion = 2
 
 // makePlan plans what is missing. layers are the image's, nil for one that can't
 // be served lazily. w are the chunks that the node lacks; they are used up. have is
 // the inventory.
-func makePlan(img *image, layers []*layer, depth link.Depth, w *wants, have []string) *plan {
+func makePlan(img *image, layers []*layer, depth link.Depth, w *wants, have, warm []string) *plan {
 	p := &plan{}
 	for i, l := range layers {
 		if l != nil {
@@ -60,8 +60,11 @@ func makePlan(img *image, layers []*layer, depth link.Depth, w *wants, have []st
 	h.Write([]byte{planVersion, byte(depth)})
 	h.Write([]byte(img.manifest.digest))
 	var b []byte
-	for _, r := range have {
-		b = append(append(b, r...), '\n')
+	for _, refs := range [][]string{have, warm} {
+		for _, r := range refs {
+			b = append(append(b, r...), '\n')
+		}
+		b = append(b, '\n')
 	}
 	for _, r := range p.runs {
 		b = binary.AppendUvarint(b, uint64(r.layer))
@@ -90,9 +93,17 @@ type wants struct {
 	left [][]uint64 // by layer: bit set, chunks
 }
 
-// newWants takes all chunks of layers that are of no object of the inventory,
-// each object once.
-func newWants(layers []*layer, inventory [][]toc.ObjectID) *wants {
+// pieces are chunks, wherever they are.
+type pieces map[pieceID]struct{}
+
+func (s pieces) has(object toc.ObjectID, index uint32) bool {
+	_, ok := s[chunkPiece(object, index)]
+	return ok
+}
+
+// newWants takes all chunks of layers that are of no object of the inventory and
+// not warm, each object once.
+func newWants(layers []*layer, inventory [][]toc.ObjectID, warm pieces) *wants {
 	type place struct {
 		id           toc.ObjectID
 		layer, entry uint32
@@ -133,7 +144,9 @@ func newWants(layers []*layer, inventory [][]toc.ObjectID) *wants {
 		}
 		first, end := layers[p.layer].tree.Chunks(p.entry)
 		for c := first; c < end; c++ {
-			w.left[p.layer][c/64] |= 1 << (c % 64)
+			if !warm.has(p.id, c-first) {
+				w.left[p.layer][c/64] |= 1 << (c % 64)
+			}
 		}
 	}
 	return w
@@ -149,8 +162,18 @@ func (w *wants) take(layer int, c uint32) bool {
 	return true
 }
 
-// hot plans what a start reads, as the layers' annotations have it.
+// hot plans what a start reads.
 func (w *wants) hot(p *plan, layers []*layer) {
+	eachHot(layers, func(layer int, c uint32) {
+		if w.take(layer, c) {
+			p.add(run{layer: uint16(layer), first: c, count: 1}) //nolint:gosec // below maxLayers
+		}
+	})
+}
+
+// eachHot calls do for the chunks that a start reads, in its order, as the layers'
+// annotations have it.
+func eachHot(layers []*layer, do func(layer int, c uint32)) {
 	type part struct {
 		rank  uint32
 		layer int
@@ -175,9 +198,7 @@ func (w *wants) hot(p *plan, layers []*layer) {
 		first := sort.Search(tree.NumMembers(), func(i int) bool { return tree.Member(uint32(i)).Offset >= q.run.Offset }) //nolint:gosec // below 2^32
 		for m := uint32(first); int(m) < tree.NumMembers() && tree.Member(m).Offset < q.run.Offset+q.run.Size; m++ {       //nolint:gosec // below 2^32
 			for c, end := tree.MemberChunks(m); c < end; c++ {
-				if w.take(q.layer, c) {
-					p.add(run{layer: uint16(q.layer), first: c, count: 1}) //nolint:gosec // below maxLayers
-				}
+				do(q.layer, c)
 			}
 		}
 	}

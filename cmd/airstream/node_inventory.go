@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/hex"
 	"encoding/json"
 	"log/slog"
 	"slices"
@@ -47,14 +48,16 @@ func (s *onShore) known(src catalog.Source, ref string) (k knownImage) {
 	return k
 }
 
-// haveImage is an image that is here whole.
+// haveImage is an image that is here whole, or of which the hot set is.
 type haveImage struct {
-	src catalog.Source
-	ref string
+	src  catalog.Source
+	ref  string
+	warm bool // the hot set alone
 }
 
-// inventory returns what a proxy need not send, the same repository's first.
-func (s *onShore) inventory(src catalog.Source) (refs []string) {
+// inventory returns images of which a proxy need not send anything, and those of
+// which it need not send what a start reads; the same repository's first.
+func (s *onShore) inventory(src catalog.Source) (whole, warm []string) {
 	s.mu.Lock()
 	all := slices.Clone(s.have)
 	s.mu.Unlock()
@@ -68,9 +71,13 @@ func (s *onShore) inventory(src catalog.Source) (refs []string) {
 		return 1
 	})
 	for _, h := range all {
-		refs = append(refs, h.ref)
+		if h.warm {
+			warm = append(warm, h.ref)
+		} else {
+			whole = append(whole, h.ref)
+		}
 	}
-	return refs
+	return whole, warm
 }
 
 // inventoryEvery is how often it is looked which images are here whole.
@@ -87,7 +94,7 @@ func (s *onShore) keepInventory() {
 	}
 }
 
-// takeInventory looks which images are here whole.
+// takeInventory looks which images are here, whole or with what a start reads.
 func (s *onShore) takeInventory() error {
 	images, err := s.n.catalog.Images()
 	if err != nil {
@@ -95,6 +102,7 @@ func (s *onShore) takeInventory() error {
 	}
 	var have []haveImage
 	var tables []digest.Digest
+	byTable := map[[8]byte]uint32{}
 	for i := range images {
 		img := &images[i]
 		slots := slotsOf(img)
@@ -109,17 +117,34 @@ func (s *onShore) takeInventory() error {
 		if err != nil || len(l.Sources) == 0 {
 			continue
 		}
+		if c.Tables == c.Lazy {
+			s.bases(byTable, slots)
+		}
 		if !c.Complete() {
 			tables = append(tables, s.tablesOf(slots)...)
-			continue
 		}
-		src := l.Sources[0]
-		have = append(have, haveImage{src, src.Host + "/" + src.Repo + "@" + img.Manifest.String()})
+		if c.Complete() || c.Hot() {
+			src := l.Sources[0]
+			have = append(have, haveImage{src, src.Host + "/" + src.Repo + "@" + img.Manifest.String(), !c.Complete()})
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.have, s.tables = have, tables
+	s.have, s.tables, s.byTable = have, tables, byTable
 	return nil
+}
+
+// bases notes by what names of their tables a proxy may build on layers.
+func (s *onShore) bases(byTable map[[8]byte]uint32, slots []uint32) {
+	for _, slot := range slots {
+		l, err := s.n.catalog.Layer(slot)
+		if err != nil {
+			continue
+		}
+		if b, err := hex.DecodeString(l.TOC.Encoded()); err == nil && len(b) >= 8 {
+			byTable[[8]byte(b)] = slot
+		}
+	}
 }
 
 // tablesOfImage returns the digests of those of an image's tables that are here:

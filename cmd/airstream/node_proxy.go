@@ -37,15 +37,16 @@ type onShore struct {
 	stop     context.CancelFunc
 	work     sync.WaitGroup
 
-	mu     sync.Mutex
-	pulls  []*shorePull          // guarded by mu; in use, the oldest first
-	bySlot map[uint32]shorePlace // guarded by mu
-	given  bool                  // guarded by mu; the proxy was given up for now: registries are asked
-	turned chan struct{}         // guarded by mu; closed and replaced when given changes
-	spent  int64                 // guarded by mu; bytes of the session that the meter was told of
-	meter  *uplink.Session       // guarded by mu; of the latest connection; nil: there was none
-	have   []haveImage           // guarded by mu; images that are here whole
-	tables []digest.Digest       // guarded by mu; that are here of others
+	mu      sync.Mutex
+	pulls   []*shorePull          // guarded by mu; in use, the oldest first
+	bySlot  map[uint32]shorePlace // guarded by mu
+	given   bool                  // guarded by mu; the proxy was given up for now: registries are asked
+	turned  chan struct{}         // guarded by mu; closed and replaced when given changes
+	spent   int64                 // guarded by mu; bytes of the session that the meter was told of
+	meter   *uplink.Session       // guarded by mu; of the latest connection; nil: there was none
+	have    []haveImage           // guarded by mu; images that are here
+	byTable map[[8]byte]uint32    // guarded by mu; their layers' slots, by how the digests of their tables begin
+	tables  []digest.Digest       // guarded by mu; that are here of others
 }
 
 // shorePlace is where a layer is in what was asked for.
@@ -306,7 +307,12 @@ func (s *onShore) ask(src catalog.Source, ref string, known knownImage) *shorePu
 	if digest.Digest(ref).Validate() == nil {
 		where = src.Host + "/" + src.Repo + "@" + ref
 	}
-	req := link.Request{Reference: where, Platform: "linux/" + runtime.GOARCH, Depth: link.Start, Have: s.inventory(src), Manifest: known.manifest, Outlines: s.cfg.Unconverted}
+	// A hot set may have become whole a moment ago. It costs no look at the disk.
+	if err := s.takeInventory(); err != nil {
+		s.log.Warn("it is not known which images are here", slog.Any("error", err))
+	}
+	req := link.Request{Reference: where, Platform: "linux/" + runtime.GOARCH, Depth: link.Start, Manifest: known.manifest, Outlines: s.cfg.Unconverted}
+	req.Have, req.Warm = s.inventory(src)
 	if ok, _, _ := s.n.meter.Admit(fetcher.Hot); !ok {
 		req.Depth = link.Names // a budget is spent, or no window is open: only what is demanded
 	}

@@ -314,18 +314,14 @@ func (p *shorePull) Chunk(_ context.Context, layer int, number uint32, content [
 }
 
 // Base implements link.Sink.
-func (p *shorePull) Base(_ context.Context, b link.Base) (content []byte, err error) {
-	o, err := p.s.n.store.Object(toc.ObjectID(b.Object), b.Size, b.Chunks)
-	if err != nil {
-		return nil, err
+func (p *shorePull) Base(_ context.Context, b link.Base) ([]byte, error) {
+	p.s.mu.Lock()
+	slot, ok := p.s.byTable[b.Table]
+	p.s.mu.Unlock()
+	if !ok {
+		return nil, fmt.Errorf("no image has a table %x…", b.Table)
 	}
-	defer func() { err = errors.Join(err, o.Close()) }()
-	if o.Complete() == nil {
-		return nil, errors.New("the object is not here whole")
-	}
-	content = make([]byte, b.Length)
-	_, err = o.ReadAt(content, b.Offset)
-	return content, err
+	return p.s.n.fetcher.ReadHere(slot, b.Entry, b.Offset, b.Length)
 }
 
 // Status implements link.Sink.

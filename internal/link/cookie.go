@@ -143,7 +143,7 @@ func (p *Pull) restore(cookie []byte) error {
 	if err := p.restoreState(m, parts[0], body); err != nil {
 		return err
 	}
-	p.req = &wire.Pull{Reference: m.GetReference(), Platform: m.GetPlatform(), Depth: m.GetDepth(), Have: m.GetHave(), Tables: m.GetTables(), Outlines: m.GetOutlines()}
+	p.req = &wire.Pull{Reference: m.GetReference(), Platform: m.GetPlatform(), Depth: m.GetDepth(), Have: m.GetHave(), Warm: m.GetWarm(), Tables: m.GetTables(), Outlines: m.GetOutlines()}
 	return nil
 }
 

@@ -47,7 +47,7 @@ func FuzzReceive(f *testing.F) {
 	}
 	f.Add(pieces(names...))
 	f.Add(pieces(names[:4]...))
-	f.Add(pieces(one(&wire.Head{Codec: wire.Codec_CODEC_ZSTD_BASE, Kind: &wire.Head_Chunk{Chunk: &wire.Chunk{Base: &wire.Base{Object: sum(nil)}}}}, []byte("x"))))
+	f.Add(pieces(one(&wire.Head{Codec: wire.Codec_CODEC_ZSTD_BASE, Kind: &wire.Head_Chunk{Chunk: &wire.Chunk{Base: &wire.Base{Table: sum(nil)[:8]}}}}, []byte("x"))))
 	f.Add(pieces(&wire.Down{Lane: 2, Head: &wire.Head{Pull: 1, Size: 100}, Data: []byte("x")}, &wire.Down{Lane: 2, Data: []byte("y")}))
 	f.Add(pieces(one(&wire.Head{Kind: &wire.Head_Refusal{Refusal: &wire.Refusal{Reason: wire.Reason_REASON_IMAGE, Text: "no"}}}, nil)))
 	f.Add(pieces(one(&wire.Head{Kind: &wire.Head_Status{Status: &wire.Status{Text: "reading"}}}, nil)))

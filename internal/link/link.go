@@ -77,6 +77,7 @@ const (
 	maxPayload  = chunk.MaxSize + 64<<10 // of a chunk; what doesn't compress grows a little
 	maxText     = 4 << 10
 	maxHave     = 256  // images in an inventory
+	maxWarm     = 32   // and of which the hot set is here; each costs the proxy a look at its plans
 	maxTables   = 4096 // tables in a request
 )
 
@@ -159,11 +160,10 @@ const (
 	FormatOutline = "outline.v1"
 )
 
-// Base is a part of an object that the node has.
+// Base is a part of a file that the node has.
 type Base struct {
-	Object [32]byte
-	Size   int64  // bytes of the object
-	Chunks uint32 // that it has
-	Offset int64
-	Length uint32 // bytes
+	Table  [8]byte // how the digest of the layer's table begins
+	Entry  uint32  // of the file, in the table
+	Offset int64   // bytes
+	Length uint32  // bytes
 }

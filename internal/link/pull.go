@@ -30,11 +30,11 @@ type Sink interface {
 	// Table stores a table of contents and returns the chunks that it has.
 	Table(ctx context.Context, t Table) (Chunks, error)
 	// Known returns the chunks of a layer whose table Request.Tables named or
-	// an image of Request.Have has; nil if the table is not here after all.
+	// an image of Request.Have or Warm has; nil if the table is not here after all.
 	Known(ctx context.Context, layer int, desc ocispec.Descriptor) (Chunks, error)
 	// Chunk stores a chunk of a layer.
 	Chunk(ctx context.Context, layer int, number uint32, content []byte) error
-	// Base returns content that is here, of an image of Request.Have.
+	// Base returns content that is here, of an image of Request.Have or Warm.
 	Base(ctx context.Context, b Base) ([]byte, error)
 	// Status tells what the proxy is at while nothing comes.
 	Status(text string)
@@ -52,6 +52,7 @@ type Request struct {
 	Platform  string // "linux/amd64"
 	Depth     Depth
 	Have      []string        // images that are here whole: "registry.example/repo@sha256:…"; the one to build on first
+	Warm      []string        // the same, of other images whose hot sets are here
 	Tables    []digest.Digest // of other images that are here in part
 	// Manifest is the image's as far as is known, if it, its config and a part of
 	// the image are here. If the image is still that, nothing of it comes again:

@@ -272,10 +272,10 @@ var errAgain = errors.New("link: asking again")
 // base returns content that a chunk builds on. If it is not here, the inventory
 // was wrong: the pull goes on without one.
 func (p *Pull) base(ctx context.Context, b *wire.Base) ([]byte, error) {
-	if len(b.GetObject()) != 32 || b.GetLength() > chunk.MaxSize || b.GetOffset() < 0 || b.GetSize() < 0 {
+	if len(b.GetTable()) != 8 || b.GetLength() > chunk.MaxSize || b.GetOffset() < 0 {
 		return nil, broken("a base that can't be one")
 	}
-	content, err := p.sink.Base(ctx, Base{Object: [32]byte(b.GetObject()), Size: b.GetSize(), Chunks: b.GetChunks(), Offset: b.GetOffset(), Length: b.GetLength()})
+	content, err := p.sink.Base(ctx, Base{Table: [8]byte(b.GetTable()), Entry: b.GetEntry(), Offset: b.GetOffset(), Length: b.GetLength()})
 	if err == nil {
 		return content, nil
 	}
@@ -288,10 +288,10 @@ func (p *Pull) base(ctx context.Context, b *wire.Base) ([]byte, error) {
 func (p *Pull) again() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.req.GetHave()) == 0 && len(p.req.GetTables()) == 0 {
+	if len(p.req.GetHave()) == 0 && len(p.req.GetWarm()) == 0 && len(p.req.GetTables()) == 0 {
 		return false
 	}
-	p.req.Have, p.req.Tables = nil, nil
+	p.req.Have, p.req.Warm, p.req.Tables = nil, nil, nil
 	p.state.plan, p.state.position, p.state.partial = nil, 0, nil
 	return true
 }

@@ -257,7 +257,7 @@ func checkUp(m *wire.Up) error {
 	switch k := m.GetKind().(type) {
 	case *wire.Up_Pull:
 		p := k.Pull
-		if p.GetId() == 0 || len(p.GetReference()) > maxText || len(p.GetPlatform()) > maxText || len(p.GetHave()) > maxHave ||
+		if p.GetId() == 0 || len(p.GetReference()) > maxText || len(p.GetPlatform()) > maxText || len(p.GetHave()) > maxHave || len(p.GetWarm()) > maxWarm ||
 			len(p.GetTables())%8 != 0 || len(p.GetTables()) > 8*maxTables || len(p.GetPartial()) > int(NumLanes) || len(p.GetKnown()) != 0 && len(p.GetKnown()) != 32 {
 			return broken("a pull that can't be one")
 		}

@@ -140,7 +140,7 @@ func (s *Session) State() (State, <-chan struct{}) {
 
 // Pull asks for an image. It returns at once; what comes goes to sink.
 func (s *Session) Pull(req Request, sink Sink) *Pull {
-	m := &wire.Pull{Reference: req.Reference, Platform: req.Platform, Depth: req.Depth, Have: req.Have[:min(len(req.Have), maxHave)], Outlines: req.Outlines}
+	m := &wire.Pull{Reference: req.Reference, Platform: req.Platform, Depth: req.Depth, Have: req.Have[:min(len(req.Have), maxHave)], Warm: req.Warm[:min(len(req.Warm), maxWarm)], Outlines: req.Outlines}
 	for _, d := range req.Tables[:min(len(req.Tables), maxTables)] {
 		m.Tables = append(m.Tables, prefix(d)...)
 	}

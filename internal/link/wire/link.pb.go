@@ -325,6 +325,7 @@ type Pull struct {
 	Known         []byte                 `protobuf:"bytes,10,opt,name=known,proto3" json:"known,omitempty"`        // digest of a manifest: if the image is still that, it is here in part, and chunks come when demanded
 	Outlines      bool                   `protobuf:"varint,11,opt,name=outlines,proto3" json:"outlines,omitempty"` // of layers that were never converted: taken on the proxy's word
 	Records       uint64                 `protobuf:"varint,12,opt,name=records,proto3" json:"records,omitempty"`   // as in Demand
+	Warm          []string               `protobuf:"bytes,13,rep,name=warm,proto3" json:"warm,omitempty"`          // as have: of images whose hot sets are here, as their annotations have it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -441,6 +442,13 @@ func (x *Pull) GetRecords() uint64 {
 		return x.Records
 	}
 	return 0
+}
+
+func (x *Pull) GetWarm() []string {
+	if x != nil {
+		return x.Warm
+	}
+	return nil
 }
 
 type Resume struct {
@@ -1479,14 +1487,13 @@ func (x *Chunk) GetBase() *Base {
 	return nil
 }
 
-// Base is content that the node has: a part of one object.
+// Base is content that the node has: a part of one file.
 type Base struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Object        []byte                 `protobuf:"bytes,1,opt,name=object,proto3" json:"object,omitempty"`
-	Size          int64                  `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`     // bytes of the object
-	Chunks        uint32                 `protobuf:"varint,3,opt,name=chunks,proto3" json:"chunks,omitempty"` // that it has
-	Offset        int64                  `protobuf:"varint,4,opt,name=offset,proto3" json:"offset,omitempty"`
-	Length        uint32                 `protobuf:"varint,5,opt,name=length,proto3" json:"length,omitempty"`
+	Table         []byte                 `protobuf:"bytes,1,opt,name=table,proto3" json:"table,omitempty"`  // first 8 bytes of the digest of a table
+	Entry         uint32                 `protobuf:"varint,2,opt,name=entry,proto3" json:"entry,omitempty"` // in it
+	Offset        int64                  `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`
+	Length        uint32                 `protobuf:"varint,4,opt,name=length,proto3" json:"length,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1521,23 +1528,16 @@ func (*Base) Descriptor() ([]byte, []int) {
 	return file_link_proto_rawDescGZIP(), []int{16}
 }
 
-func (x *Base) GetObject() []byte {
+func (x *Base) GetTable() []byte {
 	if x != nil {
-		return x.Object
+		return x.Table
 	}
 	return nil
 }
 
-func (x *Base) GetSize() int64 {
+func (x *Base) GetEntry() uint32 {
 	if x != nil {
-		return x.Size
-	}
-	return 0
-}
-
-func (x *Base) GetChunks() uint32 {
-	if x != nil {
-		return x.Chunks
+		return x.Entry
 	}
 	return 0
 }
@@ -1893,7 +1893,7 @@ const file_link_proto_rawDesc = "" +
 	"\x06cancel\x18\x03 \x01(\v2\x19.airstream.link.v1.CancelH\x00R\x06cancel\x12-\n" +
 	"\x04blob\x18\x04 \x01(\v2\x17.airstream.link.v1.BlobH\x00R\x04blob\x120\n" +
 	"\x05terms\x18\x05 \x01(\v2\x18.airstream.link.v1.TermsH\x00R\x05termsB\x06\n" +
-	"\x04kind\"\x8b\x03\n" +
+	"\x04kind\"\x9f\x03\n" +
 	"\x04Pull\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x1c\n" +
 	"\treference\x18\x02 \x01(\tR\treference\x12\x1a\n" +
@@ -1907,7 +1907,8 @@ const file_link_proto_rawDesc = "" +
 	"\x05known\x18\n" +
 	" \x01(\fR\x05known\x12\x1a\n" +
 	"\boutlines\x18\v \x01(\bR\boutlines\x12\x18\n" +
-	"\arecords\x18\f \x01(\x04R\arecords\"T\n" +
+	"\arecords\x18\f \x01(\x04R\arecords\x12\x12\n" +
+	"\x04warm\x18\r \x03(\tR\x04warm\"T\n" +
 	"\x06Resume\x12\x1a\n" +
 	"\bmanifest\x18\x01 \x01(\fR\bmanifest\x12\x12\n" +
 	"\x04plan\x18\x02 \x01(\fR\x04plan\x12\x1a\n" +
@@ -1978,13 +1979,12 @@ const file_link_proto_rawDesc = "" +
 	"\x05Chunk\x12\x14\n" +
 	"\x05layer\x18\x01 \x01(\rR\x05layer\x12\x14\n" +
 	"\x05chunk\x18\x02 \x01(\rR\x05chunk\x12+\n" +
-	"\x04base\x18\x03 \x01(\v2\x17.airstream.link.v1.BaseR\x04base\"z\n" +
-	"\x04Base\x12\x16\n" +
-	"\x06object\x18\x01 \x01(\fR\x06object\x12\x12\n" +
-	"\x04size\x18\x02 \x01(\x03R\x04size\x12\x16\n" +
-	"\x06chunks\x18\x03 \x01(\rR\x06chunks\x12\x16\n" +
-	"\x06offset\x18\x04 \x01(\x03R\x06offset\x12\x16\n" +
-	"\x06length\x18\x05 \x01(\rR\x06length\"\x06\n" +
+	"\x04base\x18\x03 \x01(\v2\x17.airstream.link.v1.BaseR\x04base\"b\n" +
+	"\x04Base\x12\x14\n" +
+	"\x05table\x18\x01 \x01(\fR\x05table\x12\x14\n" +
+	"\x05entry\x18\x02 \x01(\rR\x05entry\x12\x16\n" +
+	"\x06offset\x18\x03 \x01(\x03R\x06offset\x12\x16\n" +
+	"\x06length\x18\x04 \x01(\rR\x06length\"\x06\n" +
 	"\x04Done\"\x06\n" +
 	"\x04Part\"f\n" +
 	"\aRefusal\x121\n" +
