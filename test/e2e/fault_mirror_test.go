@@ -43,7 +43,7 @@ func TestFaultMirrorGone(t *testing.T) {
 			first, second := sc.Fronts[0], sc.Fronts[1]
 			first.SetHook(sc.watch.Wrap(tc.before))
 			sc.meet(t, fault{
-				name: "mirror-" + tc.name, bulk: first, lasts: 2 * time.Second,
+				name: "mirror-" + tc.name, bulk: first, lasts: long(2*time.Second, 30*time.Second),
 				begin: func(context.Context) error { return tc.gone(sc) },
 			})
 			t.Logf("bodies of %d bytes came from the mirror that went, %d from the next, %d from the registry itself",
