@@ -218,6 +218,24 @@ func (f *Fetcher) TreeHere(slot uint32) (*toc.Tree, error) {
 	return l.tree, nil
 }
 
+// ChunksHere returns which chunks of a layer are on the node, in their order; none if
+// its table is not.
+func (f *Fetcher) ChunksHere(slot uint32) (numbers []uint32, err error) {
+	l, here, err := f.here(slot)
+	if err != nil || !here {
+		return nil, err
+	}
+	f.count(l)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for c := range uint32(l.tree.NumChunks()) { //nolint:gosec // below 2^32
+		if l.census.has(c) {
+			numbers = append(numbers, c)
+		}
+	}
+	return numbers, nil
+}
+
 // awaitTable waits for a table that a Pusher brings unasked. It returns nil if
 // none does, or no longer.
 func (f *Fetcher) awaitTable(ctx context.Context, l *layer) *toc.Tree {

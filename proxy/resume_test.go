@@ -115,7 +115,7 @@ func TestANodeGoesOnWithItsCookie(t *testing.T) {
 	sess.Close()
 	cookie := pull.Cookie()
 	next := dial(t, r.addr(), "vessel-1", nil)
-	again, err := next.Resume(cookie, n)
+	again, err := next.Resume(cookie, nil, n)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,7 +125,7 @@ func TestANodeGoesOnWithItsCookie(t *testing.T) {
 		t.Error(diff)
 	}
 	cookie[len(cookie)-1] ^= 1
-	if _, err := next.Resume(cookie, n); err == nil {
+	if _, err := next.Resume(cookie, nil, n); err == nil {
 		t.Error("a damaged cookie was taken")
 	}
 }

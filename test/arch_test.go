@@ -22,7 +22,7 @@ const module = "github.com/airstream-io/airstream/"
 var mayImport = map[string][]string{
 	"cmd/airstream": {
 		"config", "convert", "convert/layer", "convert/location", "fetcher", "fetcher/mirror", "fetcher/registry", "fetcher/uplink",
-		"internal/annotation", "internal/cache", "internal/catalog", "internal/chunk", "internal/enrol", "internal/fdstore", "internal/link", "internal/link/wire", "internal/store", "internal/supervise", "internal/toc", "internal/trace", "internal/units", "proxy", "record", "snapshotter", "snapshotter/layerfs",
+		"internal/annotation", "internal/cache", "internal/catalog", "internal/chunk", "internal/database", "internal/enrol", "internal/fdstore", "internal/link", "internal/link/wire", "internal/store", "internal/supervise", "internal/toc", "internal/trace", "internal/units", "proxy", "record", "snapshotter", "snapshotter/layerfs",
 	},
 	"config":                      {"internal/units"},
 	"convert":                     {"convert/internal/cancelable", "convert/internal/rawjson", "convert/layer", "convert/location", "internal/annotation", "internal/artifact", "internal/chunk", "internal/toc", "internal/trace"},

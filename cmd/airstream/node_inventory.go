@@ -194,7 +194,11 @@ func (s *onShore) resume(images []catalog.Image) {
 		if err != nil {
 			continue
 		}
-		p := s.ask(l.Sources[0], img.Manifest.String(), knownImage{registry.Manifest{Digest: img.Manifest, MediaType: img.MediaType, Body: raw}, raw})
+		known := knownImage{registry.Manifest{Digest: img.Manifest, MediaType: img.MediaType, Body: raw}, raw}
+		p := s.goOn(l.Sources[0], img, known)
+		if p == nil {
+			p = s.ask(l.Sources[0], img.Manifest.String(), known)
+		}
 		if err := p.cover(raw); err != nil {
 			s.log.Warn("an image is not asked of the proxy", slog.String("manifest", img.Manifest.String()), slog.Any("error", err))
 		}

@@ -20,6 +20,7 @@ import (
 	"github.com/airstream-io/airstream/fetcher/registry"
 	"github.com/airstream-io/airstream/fetcher/uplink"
 	"github.com/airstream-io/airstream/internal/catalog"
+	"github.com/airstream-io/airstream/internal/database"
 	"github.com/airstream-io/airstream/internal/enrol"
 	"github.com/airstream-io/airstream/internal/link"
 )
@@ -33,6 +34,7 @@ type onShore struct {
 	log      *slog.Logger
 	identity *enrol.Identity
 	session  *link.Session
+	cookies  *database.DB
 	run      context.Context //nolint:containedctx // of its own work, ended by close
 	stop     context.CancelFunc
 	work     sync.WaitGroup
@@ -69,10 +71,16 @@ func (n *node) openProxy(cfg config.Node) error {
 		return exitWith(exitUsage, fmt.Errorf("proxy.address is set, and this node has not enrolled: airstream enrol --proxy %s TOKEN (%w)", cfg.Proxy.Address, err))
 	}
 	run, stop := context.WithCancel(context.Background())
-	n.shore = &onShore{
+	s := &onShore{
 		n: n, cfg: cfg.Proxy, log: n.log, identity: id, run: run, stop: stop,
 		bySlot: map[uint32]shorePlace{}, turned: make(chan struct{}),
 	}
+	if err := s.openCookies(cfg.Root); err != nil {
+		stop()
+		return err
+	}
+	n.closers = append(n.closers, s.cookies.Close)
+	n.shore = s
 	return nil
 }
 
@@ -94,13 +102,14 @@ func (s *onShore) begin() {
 	s.work.Go(s.keepTerms)
 	s.work.Go(s.keepIdentity)
 	s.work.Go(s.keepInventory)
+	s.work.Go(s.keepCookies)
 }
 
 func (s *onShore) close() error {
 	s.stop()
 	s.session.Close()
 	s.work.Wait()
-	return nil
+	return s.saveCookies()
 }
 
 // watch gives the proxy up for now when it is out of reach for too long, and
@@ -302,7 +311,12 @@ func (s *onShore) refused(p *shorePull, err error) error {
 
 // ask asks for an image, of which a part is here, or nothing.
 func (s *onShore) ask(src catalog.Source, ref string, known knownImage) *shorePull {
-	p := &shorePull{s: s, src: src, ref: ref, known: known, changed: make(chan struct{}), classes: map[chunkOf]fetcher.Class{}}
+	p, req := s.newPull(src, ref, known), s.request(src, ref, known)
+	return s.enlist(p, func() *link.Pull { return s.session.Pull(req, p) })
+}
+
+// request is what is said of an image that is asked for.
+func (s *onShore) request(src catalog.Source, ref string, known knownImage) link.Request {
 	where := src.Host + "/" + src.Repo + ":" + ref
 	if digest.Digest(ref).Validate() == nil {
 		where = src.Host + "/" + src.Repo + "@" + ref
@@ -318,8 +332,20 @@ func (s *onShore) ask(src catalog.Source, ref string, known knownImage) *shorePu
 	}
 	own := s.tablesOfImage(known.manifest)
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	req.Tables = append(own, s.tables...)
-	p.pull = s.session.Pull(req, p)
+	return req
+}
+
+func (s *onShore) newPull(src catalog.Source, ref string, known knownImage) *shorePull {
+	return &shorePull{s: s, src: src, ref: ref, known: known, changed: make(chan struct{}), classes: map[chunkOf]fetcher.Class{}}
+}
+
+// enlist begins a pull and puts it among those in use; it forgets the oldest if there
+// are too many.
+func (s *onShore) enlist(p *shorePull, begin func() *link.Pull) *shorePull {
+	s.mu.Lock() // what comes waits until it is known whose it is
+	p.pull = begin()
 	s.pulls = append(s.pulls, p)
 	var old *shorePull
 	if len(s.pulls) > maxShorePulls {

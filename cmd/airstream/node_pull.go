@@ -91,6 +91,7 @@ func (p *shorePull) follow() {
 	if p.s.run.Err() != nil {
 		return
 	}
+	p.s.dropCookie(p)
 	if err == nil {
 		err = p.unchanged()
 	}

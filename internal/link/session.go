@@ -150,12 +150,21 @@ func (s *Session) Pull(req Request, sink Sink) *Pull {
 	return p
 }
 
-// Resume goes on with a pull of an earlier process. The error is ErrCookie;
-// then the caller begins anew.
-func (s *Session) Resume(cookie []byte, sink Sink) (*Pull, error) {
+// Resume goes on with a pull of an earlier process. here are chunks that are here, by
+// layer: more may have come since the cookie was made. The error is ErrCookie; then the
+// caller begins anew.
+func (s *Session) Resume(cookie []byte, here map[int][]uint32, sink Sink) (*Pull, error) {
 	p := &Pull{s: s, sink: sink, done: make(chan struct{}), demanded: map[chunkKey]Lane{}, taking: noChunk}
 	if err := p.restore(cookie); err != nil {
 		return nil, err
+	}
+	if p.state.got == nil {
+		p.state.got = map[chunkKey]uint64{}
+	}
+	for layer, chunks := range here {
+		for _, c := range chunks[:min(len(chunks), maxGot)] {
+			p.state.got[chunkKey{uint32(layer), c}] = 0 //nolint:gosec // few
+		}
 	}
 	s.add(p)
 	return p, nil
