@@ -132,6 +132,56 @@ func TestIdleSessionsAreCheap(t *testing.T) {
 	}
 }
 
+// Fifty nodes are sent an image at once on one core while two hundred are idle: each
+// gets what makes a slow link full, and memory is bounded. Both ends share the core here.
+func TestFiftyBusyNodesOnOneCore(t *testing.T) {
+	if raceDetector {
+		t.Skip("the race detector takes memory and time of its own")
+	}
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
+	s := newShore(t)
+	img := s.push(t, "team/large", "1", []file{{name: "data", content: noise(7, 2<<20)}})
+	p := serve(t, t.TempDir(), "127.0.0.1:0", Options{})
+	for i := range 200 {
+		dial(t, p.addr, fmt.Sprintf("idle-%d", i), nil)
+	}
+	var busy []*link.Session
+	for i := range 50 {
+		busy = append(busy, dial(t, p.addr, fmt.Sprintf("busy-%d", i), nil))
+	}
+	await(t, "all sessions", func() bool { return p.numSessions() == 250 })
+	wait(t, busy[0].Pull(all(img), &drain{node: newNode()})) // it is in the cache
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	began := time.Now()
+	var bytes atomic.Int64
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	before := m.Sys
+	var group sync.WaitGroup
+	for _, sess := range busy[1:] {
+		group.Go(func() {
+			d := &drain{node: newNode()}
+			if err := sess.Pull(all(img), d).Wait(t.Context()); err != nil {
+				t.Error(err)
+			}
+			bytes.Add(d.bytes.Load())
+		})
+	}
+	group.Wait()
+	runtime.ReadMemStats(&m)
+	grew := m.Sys - before
+	each := float64(bytes.Load()) / 49 / time.Since(began).Seconds()
+	t.Logf("%.0f kB/s to each of 49, memory grew by %d MiB", each/1e3, grew>>20)
+	if each < 125_000 {
+		t.Errorf("each node got %.0f bytes/s, less than a link of 1 Mbit/s carries", each)
+	}
+	if grew > 192<<20 { // 4 MiB each, of both ends, with what is in flight between them
+		t.Errorf("memory grew by %d bytes", grew)
+	}
+}
+
 // Fifty nodes are sent an image at once, and two hundred are idle.
 func BenchmarkFiftyBusyNodes(b *testing.B) {
 	s := newShore(b)

@@ -100,9 +100,6 @@ func (b *bucket) wait(now time.Time) time.Duration {
 	return max(time.Duration(-b.tokens/float64(b.rate)*float64(time.Second)), time.Millisecond)
 }
 
-// packetSize is how many bytes of payload a packet has.
-const packetSize = 1448
-
 // brake finds the rate to which the kernel is held: where it has no BBR, and for a
 // moment where BBR begins anew.
 type brake struct {

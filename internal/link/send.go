@@ -140,14 +140,12 @@ func (s *Sender) run(ctx context.Context) error {
 	err := s.pieces(ctx)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.err = ErrEnded
-	if err != nil {
-		s.err = fmt.Errorf("link: send: %w: %w", ErrEnded, err)
-	}
+	s.err = fmt.Errorf("link: send: %w: %w", ErrEnded, err)
 	s.wake()
 	return err
 }
 
+// pieces sends until it can't, and returns why.
 func (s *Sender) pieces(ctx context.Context) error {
 	var sent int64
 	var looked time.Time

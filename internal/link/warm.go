@@ -72,8 +72,14 @@ func (s *Sender) gone(ctx context.Context, sent int64) error {
 	if err := s.sock.room(ctx, sent, 0); err != nil {
 		return err
 	}
+	t := time.NewTicker(time.Millisecond)
+	defer t.Stop()
 	for until := time.Now().Add(warmLook); s.sock.tcp().Unsent > 0 && time.Now().Before(until); {
-		time.Sleep(time.Millisecond)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 	return nil
 }
