@@ -27,6 +27,17 @@
 // and is checked against the chunk ID that the table has. The node may demand
 // any chunk at any time; it comes in the first lane and is left out of the plan.
 //
+// What several pulls of a session want crosses once: both ends count the records
+// that came whole, and the node says the count with what it wants, so that the proxy
+// knows what is on its way. A demand that another pull's chunk meets is withdrawn
+// without a word.
+//
+// # Terms
+//
+// The node says at what rate, and in which lanes, its policy lets things cross now. The
+// proxy keeps to that from then on. What is no content, and records that somebody waits
+// for, cross in lanes that are held back, too.
+//
 // # Trust
 //
 // The node believes nothing: manifests and configs are compared with their
