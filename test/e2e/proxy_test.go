@@ -232,10 +232,10 @@ func TestProxyAndADaemonThatIsKilled(t *testing.T) {
 	must(t, c.end(ctx))
 }
 
-// What was never converted crosses whole, through the proxy too, and goes on where
-// it was when the proxy died.
+// What was never converted crosses whole, through the proxy too, where a node doesn't
+// take its word for it, and goes on where it was when the proxy died.
 func TestProxySendsWhatIsNotLazy(t *testing.T) {
-	sc := proxied(t, profile(t, goodLink), proxyOnly)
+	sc := proxied(t, profile(t, goodLink), proxyOnly+"unconverted = false\n")
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	tg := newTarget(t, "proxy-whole", 12<<20)
