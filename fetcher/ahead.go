@@ -62,6 +62,16 @@ type ahead struct {
 	recent []*unit // with something left, the one missed last at the end
 }
 
+// forget drops the units of a layer. Fetcher.mu is held.
+func (a *ahead) forget(l *layer) {
+	a.recent = slices.DeleteFunc(a.recent, func(u *unit) bool { return u.l.standing == l.standing })
+	for key := range a.units {
+		if key.slot == l.Slot {
+			delete(a.units, key)
+		}
+	}
+}
+
 // known is what a layer's readers have shown of it.
 type known struct {
 	dirOf   []uint32        // entry to the directory that it is in

@@ -127,6 +127,9 @@ func (l *layer) planMembers(first, end uint32) {
 		l.planned[m/64] |= 1 << (m % 64)
 		begin, last := l.tree.MemberChunks(m)
 		for c := begin; c < last; c++ {
+			if !l.identified(c) {
+				continue
+			}
 			size := int64(l.tree.Chunk(c).Size)
 			l.census.hot += size
 			if !l.census.has(c) {
@@ -163,7 +166,7 @@ func (f *Fetcher) countFrom(l *layer, epoch uint64) bool {
 	t := l.tree
 	var x fileIndex
 	for entry := range uint32(t.Len()) {
-		if first, end := t.Chunks(entry); first < end {
+		if first, end := t.Chunks(entry); first < end && t.Known(entry) {
 			x.entries, x.keys = append(x.entries, entry), append(x.keys, keyOf(t.ObjectID(entry)))
 		}
 	}

@@ -180,7 +180,7 @@ func unique(slots []uint32) []uint32 {
 // for, see Blocked; errors are store.ErrNoSpace, ErrBadTable, ErrWrongContent,
 // or what a registry says when it refuses for longer than a moment.
 func (f *Fetcher) Complete(ctx context.Context, slots ...uint32) error {
-	return f.complete(ctx, unique(slots), func(*layer) []uint64 { return nil })
+	return f.complete(ctx, unique(slots), nil)
 }
 
 // CompleteHot does the same for the hot sets of layers, which their plans name,
@@ -192,9 +192,9 @@ func (f *Fetcher) CompleteHot(ctx context.Context, layers ...catalog.Layer) erro
 	}
 	return f.complete(ctx, slots, func(l *layer) []uint64 {
 		only := make([]uint64, (l.tree.NumMembers()+63)/64+1) // not nil: that would be all
+		l.plan(plans[l.Slot])
 		for _, r := range plans[l.Slot] {
 			s := membersIn(l.tree, r.Offset, r.Offset+r.Size)
-			l.planMembers(s.first, s.end)
 			for m := s.first; m < s.end; m++ {
 				only[m/64] |= 1 << (m % 64)
 			}
@@ -204,7 +204,7 @@ func (f *Fetcher) CompleteHot(ctx context.Context, layers ...catalog.Layer) erro
 }
 
 // complete walks through layers. only, called with f.mu held, says which
-// members of one; nil: all.
+// members of one whose IDs are known; nil: all there are.
 func (f *Fetcher) complete(ctx context.Context, slots []uint32, only func(*layer) []uint64) error {
 	var walks []*walk
 	defer func() {
@@ -227,13 +227,22 @@ func (f *Fetcher) complete(ctx context.Context, slots []uint32, only func(*layer
 		if err := f.awaitQuietly(ctx, l); err != nil {
 			return err
 		}
+		var members []uint64
+		if only == nil {
+			if l, err = f.whole(ctx, l, Prefetch); err != nil {
+				return err
+			}
+		}
 		f.count(l)
 		f.mu.Lock()
 		if l.gone {
 			f.mu.Unlock()
 			return fmt.Errorf("fetcher: layer %s was just forgotten: %w", l.Blob, ErrBusy)
 		}
-		walks = append(walks, f.startWalk(l, Prefetch, only(l)))
+		if only != nil {
+			members = only(l)
+		}
+		walks = append(walks, f.startWalk(l, Prefetch, members))
 		f.dispatch()
 		f.mu.Unlock()
 	}

@@ -26,7 +26,7 @@ type Content struct {
 }
 
 // Open opens the regular file at entry of the layer in slot. It waits, until
-// ctx ends, while the layer's table is still crossing.
+// ctx ends, while the layer's table, or what it says of this file, is still crossing.
 func (f *Fetcher) Open(ctx context.Context, slot, entry uint32) (*Content, error) {
 	l, err := f.layer(slot, false)
 	if err != nil {
@@ -37,6 +37,9 @@ func (f *Fetcher) Open(ctx context.Context, slot, entry uint32) (*Content, error
 	}
 	if int(entry) >= l.tree.Len() || l.tree.Attr(entry).Mode&toc.TypeMask != toc.TypeRegular {
 		return nil, fmt.Errorf("fetcher: entry %d of layer %s: %w: not a regular file", entry, l.Blob, fs.ErrInvalid)
+	}
+	if l, err = f.knowing(ctx, l, entry); err != nil {
+		return nil, err
 	}
 	f.mu.Lock()
 	if l.gone {

@@ -165,7 +165,7 @@ func (s *hotStream) receive(ctx context.Context, t *ticket, c *convoy, o *artifa
 			err = errors.Join(err, d.close())
 		}
 	}()
-	return s.get(ctx, t, s.ref.Hot, c.place.at, c.place.end-c.place.at, func(r, body io.Reader) error {
+	return s.f.get(ctx, t, s.ref.Hot, c.place.at, c.place.end-c.place.at, func(r, body io.Reader) error {
 		s.promotable(c, body)
 		var packed []byte
 		for i := range c.frames {

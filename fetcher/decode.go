@@ -153,6 +153,9 @@ func (d *decoder) member(ctx context.Context, in *input, m uint32) error {
 	c := first
 	for ; c < end && err == nil; c++ {
 		k := tree.Chunk(c)
+		if k.ID == (chunk.ID{}) {
+			continue // where it is isn't known either
+		}
 		if _, err = io.CopyN(io.Discard, d.zr, int64(k.Inner)-at); err != nil {
 			break
 		}

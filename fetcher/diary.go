@@ -129,6 +129,15 @@ func (d *Diary) begin(slot uint32, tree *toc.Tree) {
 	d.layers[slot] = &pages{tree: tree, found: make([]uint64, words), listed: make([]uint64, words), known: map[absence]struct{}{}}
 }
 
+// renew gives a layer a tree that says more of the same things.
+func (d *Diary) renew(slot uint32, tree *toc.Tree) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if p := d.layers[slot]; p != nil {
+		p.tree = tree
+	}
+}
+
 // forget gives up what was written down of a layer.
 func (d *Diary) forget(slot uint32) {
 	d.mu.Lock()

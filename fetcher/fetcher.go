@@ -84,6 +84,8 @@ type Fetcher struct {
 	recover    chan struct{}               // guarded by mu; closed and replaced when covers change
 	queue      queue                       // guarded by mu
 	blobs      map[digest.Digest]*download // guarded by mu
+	roots      map[string]*root            // guarded by mu; by digest
+	lookups    map[string]*lookup          // guarded by mu; by digest of the root
 	landed     int64                       // guarded by mu; downloads of whole blobs that ended
 	counts     Counts                      // guarded by mu
 	epoch      uint64                      // guarded by mu; counts Recounts, from 1 on
@@ -125,7 +127,7 @@ func New(s *store.Store, c *catalog.Catalog, reg *registry.Client, meter *uplink
 		store: s, catalog: c, reg: reg, meter: meter, log: opts.Logger, opts: opts,
 		run: run, cancel: cancel, began: time.Now(), parses: make(chan struct{}, maxParses), counting: make(chan struct{}, 1), epoch: 1,
 		demandRoom: semaphore.NewWeighted(chunkRoom), bulkRoom: semaphore.NewWeighted(chunkRoom),
-		layers: map[uint32]*layer{}, hosts: map[string]*host{}, covers: map[uint32]cover{}, recover: make(chan struct{}), blobs: map[digest.Digest]*download{},
+		layers: map[uint32]*layer{}, hosts: map[string]*host{}, covers: map[uint32]cover{}, recover: make(chan struct{}), blobs: map[digest.Digest]*download{}, roots: map[string]*root{}, lookups: map[string]*lookup{},
 		full: backoff{max: maxFullPause},
 	}
 	f.queue.flights = map[piece]*flight{}

@@ -46,6 +46,9 @@ func (f *Fetcher) Warm(layers ...catalog.Layer) error {
 
 // warm queues a plan of a layer whose tree is here.
 func (f *Fetcher) warm(l *layer, plan trace.Plan) {
+	f.mu.Lock()
+	l = l.latest()
+	f.mu.Unlock()
 	runs := make([]hotRun, 0, len(plan))
 	for _, r := range plan {
 		if s := membersIn(l.tree, r.Offset, r.Offset+r.Size); s.first < s.end {
@@ -65,6 +68,14 @@ func (f *Fetcher) warm(l *layer, plan trace.Plan) {
 func (f *Fetcher) planned(l *layer, plan trace.Plan) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	l.latest().plan(plan)
+}
+
+// plan adds a plan to the hot set. Fetcher.mu is held.
+func (l *layer) plan(plan trace.Plan) {
+	if !slices.ContainsFunc(l.plans, func(p trace.Plan) bool { return slices.Equal(p, plan) }) {
+		l.plans = append(l.plans, plan)
+	}
 	for _, r := range plan {
 		s := membersIn(l.tree, r.Offset, r.Offset+r.Size)
 		l.planMembers(s.first, s.end)

@@ -14,37 +14,52 @@ import (
 	"github.com/airstream-io/airstream/internal/catalog"
 	"github.com/airstream-io/airstream/internal/store"
 	"github.com/airstream-io/airstream/internal/toc"
+	"github.com/airstream-io/airstream/internal/trace"
 )
 
-// layer is a layer that the fetcher has been asked about.
+// layer is a layer that the fetcher has been asked about, with a tree. When more
+// becomes known of it than its tree says (see ids.go), another takes its place that
+// has the same standing; who has the old one may go on with it.
 type layer struct {
-	catalog.Layer                // Sources are in from
-	absent        chan struct{}  // closed when the table turns out not to be on the disk
-	ready         chan struct{}  // closed when what follows is set
-	given         chan *toc.Tree // holds one: the tree that a Pusher brought
-	tree          *toc.Tree
-	bad           error     // why there is no tree: its table is not what the manifest said
-	fresh         time.Time // when its table arrived, if it crossed for this process
+	catalog.Layer // Sources are in from
+	*standing
+	absent  chan struct{}  // closed when the table turns out not to be on the disk
+	ready   chan struct{}  // closed when what follows is set
+	given   chan *toc.Tree // holds one: the tree that a Pusher brought
+	tree    *toc.Tree
+	partial bool      // the tree lacks IDs of chunks
+	bad     error     // why there is no tree: its table is not what the manifest said
+	fresh   time.Time // when its table arrived, if it crossed for this process
 
+	lastID atomic.Pointer[entryID]
+	ids    sync.Map // entry to toc.ObjectID, of some large files
+	numIDs atomic.Int32
+
+	superseded chan struct{} // closed when next is set
+
+	// guarded by Fetcher.mu
+	next    *layer // that took its place
+	census  census
+	plans   []trace.Plan // of hot sets
+	planned []uint64     // bit set: members of hot sets
+}
+
+// standing is what stays of a layer when its tree is replaced by one that says more.
+type standing struct {
 	quarantine atomic.Pointer[string] // why nothing of it is served; nil: it is
 
-	lastID   atomic.Pointer[entryID]
-	ids      sync.Map // entry to toc.ObjectID, of some large files
-	numIDs   atomic.Int32
 	seenOnce sync.Once
 	seen     *known
 
 	// guarded by Fetcher.mu
 	from     origins
-	census   census
-	planned  []uint64 // bit set: members of hot sets
 	wrong    wrongs
 	gone     bool               // it was forgotten
 	cancel   context.CancelFunc // ends the loading of its table; nil before it has begun
 	whole    bool               // a source sent the whole blob for a range of it
 	active   int                // transfers under way
 	opens    int                // files that are open
-	waiters  int                // who wait for the table
+	waiters  int                // who wait for the table, or for IDs
 	arriving func()             // to be called when that changes, while it arrives
 	dark     chan struct{}      // closed when those are not to wait any longer
 	full     chan struct{}      // closed while the disk has no room for the table
@@ -119,7 +134,10 @@ func (f *Fetcher) layer(slot uint32, refresh bool) (*layer, error) {
 	if f.closing {
 		return nil, fmt.Errorf("fetcher: layer in slot %d: %w", slot, context.Canceled)
 	}
-	l = &layer{Layer: info, absent: make(chan struct{}), ready: make(chan struct{}), given: make(chan *toc.Tree, 1), dark: make(chan struct{}), full: make(chan struct{}), from: origins{sources: info.Sources, cover: f.covers[slot]}}
+	l = &layer{
+		Layer: info, absent: make(chan struct{}), ready: make(chan struct{}), given: make(chan *toc.Tree, 1), superseded: make(chan struct{}),
+		standing: &standing{dark: make(chan struct{}), full: make(chan struct{}), from: origins{sources: info.Sources, cover: f.covers[slot]}},
+	}
 	if info.Wrong != "" {
 		l.quarantine.Store(&info.Wrong)
 	}
@@ -257,12 +275,21 @@ func (f *Fetcher) loadTable(ctx context.Context, l *layer) {
 	}
 	f.mu.Unlock()
 	tree, err := f.store.Tree(l.TOC)
+	if l.Own != nil && errors.Is(err, fs.ErrNotExist) {
+		if own := f.ownFromDisk(ctx, l); own != nil {
+			tree, err = own, nil
+		}
+	}
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, store.ErrDamaged) {
 		if errors.Is(err, store.ErrDamaged) {
 			f.log.WarnContext(ctx, "a layer's tree is damaged; its table is fetched again", slog.String("layer", l.Blob.String()), slog.Any("error", err))
 		}
 		close(l.absent)
-		tree, err = f.bringTable(ctx, l)
+		if l.Own != nil {
+			tree, err = f.bringOwn(ctx, l)
+		} else {
+			tree, err = f.bringTable(ctx, l)
+		}
 		l.fresh = time.Now()
 	}
 	if ctx.Err() != nil {
@@ -271,6 +298,7 @@ func (f *Fetcher) loadTable(ctx context.Context, l *layer) {
 	var all tally
 	if err == nil {
 		all = tallyOf(tree)
+		l.partial = l.Own != nil && !tree.KnowsAll()
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -329,16 +357,11 @@ func (f *Fetcher) forget(slots []uint32) (ended []chan struct{}, err error) {
 		f.unindex(l)
 		f.stash.forget(l)
 		f.diary.forget(l.Slot)
-		q.walks = slices.DeleteFunc(q.walks, func(w *walk) bool { return w.l == l })
-		q.hot = slices.DeleteFunc(q.hot, func(h hotRun) bool { return h.l == l })
-		q.ahead.recent = slices.DeleteFunc(q.ahead.recent, func(u *unit) bool { return u.l == l })
-		for key := range q.ahead.units {
-			if key.slot == l.Slot {
-				delete(q.ahead.units, key)
-			}
-		}
+		q.walks = slices.DeleteFunc(q.walks, func(w *walk) bool { return w.l.standing == l.standing })
+		q.hot = slices.DeleteFunc(q.hot, func(h hotRun) bool { return h.l.standing == l.standing })
+		q.ahead.forget(l)
 		for t := range q.transfers {
-			if t.l == l {
+			if t.l.standing == l.standing {
 				if t.cancel != nil {
 					t.cancel()
 				}
@@ -357,7 +380,7 @@ func (f *Fetcher) usersOf(l *layer) string {
 		return "somebody waits for its table of contents"
 	case l.opens > 0:
 		return "a file of it is open"
-	case slices.ContainsFunc(f.queue.walks, func(w *walk) bool { return w.l == l && w.users > 0 }):
+	case slices.ContainsFunc(f.queue.walks, func(w *walk) bool { return w.l.standing == l.standing && w.users > 0 }):
 		return "it is being completed"
 	}
 	return ""

@@ -209,10 +209,10 @@ func (f *Fetcher) PutTable(ctx context.Context, slot uint32, table []byte, at in
 	}
 }
 
-// TreeHere returns the tree of a layer if it is on the node; else it is nil.
+// TreeHere returns the tree of a layer if all of it is on the node; else it is nil.
 func (f *Fetcher) TreeHere(slot uint32) (*toc.Tree, error) {
 	l, here, err := f.here(slot)
-	if err != nil || !here {
+	if err != nil || !here || l.partial {
 		return nil, err
 	}
 	return l.tree, nil

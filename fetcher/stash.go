@@ -56,7 +56,7 @@ func (s *stash) keep(k stashKey, part []byte) {
 // forget drops what is kept of a layer.
 func (s *stash) forget(l *layer) {
 	for _, k := range slices.Clone(s.order) {
-		if k.l == l {
+		if k.l.standing == l.standing {
 			s.take(k)
 		}
 	}

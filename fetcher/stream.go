@@ -4,13 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"slices"
 	"sync"
 	"time"
-
-	"github.com/opencontainers/go-digest"
 
 	"github.com/airstream-io/airstream/internal/artifact"
 	"github.com/airstream-io/airstream/internal/catalog"
@@ -109,7 +106,9 @@ func (s *hotStream) runUncovered(ctx context.Context) error {
 
 // run brings the frames of which most is missing.
 func (s *hotStream) run(ctx context.Context) error {
-	raw, err := s.fetchRoot(ctx)
+	r := s.f.useRoot(s.ref, s.from.sources, nil)
+	defer s.f.leaveRoot(r, nil)
+	root, err := r.wait(ctx)
 	if err != nil {
 		return err
 	}
@@ -122,7 +121,7 @@ func (s *hotStream) run(ctx context.Context) error {
 			s.f.planned(l, plan)
 		}
 	}
-	if err := s.read(raw); err != nil {
+	if err := s.read(root); err != nil {
 		return err
 	}
 	return s.bring(ctx)
@@ -206,61 +205,9 @@ func (s *hotStream) passes(ctx context.Context, err error) bool {
 	return !isRefusal(err) || isNotNow(err)
 }
 
-// fetchRoot brings the root of the TOC blob, which says what is in the frames.
-func (s *hotStream) fetchRoot(ctx context.Context) ([]byte, error) {
-	for {
-		t, err := s.f.ask(ctx, &errand{kind: forTable, class: func() Class { return Hot }, from: &s.from})
-		if err != nil {
-			return nil, err
-		}
-		raw := make([]byte, s.ref.Root.Size)
-		err = s.get(ctx, t, s.ref.TOC, 0, s.ref.Root.Size, func(r, _ io.Reader) error {
-			_, err := io.ReadFull(r, raw)
-			return err
-		})
-		if err == nil {
-			err = s.ref.Root.Verify(raw)
-		}
-		s.f.mu.Lock()
-		s.f.giveBack(t, &s.from, err, false)
-		s.f.dispatch()
-		s.f.mu.Unlock()
-		switch {
-		case err == nil:
-			return raw, nil
-		case ctx.Err() != nil:
-			return nil, ctx.Err()
-		case errors.Is(err, artifact.ErrMismatch), isRefusal(err) && !isNotNow(err):
-			return nil, err
-		}
-	}
-}
-
-// get makes one request for n bytes of a blob from off on.
-func (s *hotStream) get(ctx context.Context, t *ticket, b artifact.Blob, off, n int64, read func(r, body io.Reader) error) error {
-	s.f.mu.Lock()
-	class := t.class
-	s.f.mu.Unlock()
-	rc, start, err := s.f.reg.Blob(ctx, class, t.src, digest.Digest(b.Digest), off, n)
-	if err != nil {
-		return err
-	}
-	t.answer()
-	r := heard{rc, t}
-	_, err = io.CopyN(io.Discard, r, off-start)
-	if err == nil {
-		err = read(r, rc)
-	}
-	return errors.Join(err, rc.Close())
-}
-
 // read finds out what is in the frames. A root that doesn't go with the layers'
 // tables is of no use.
-func (s *hotStream) read(raw []byte) error {
-	root, err := artifact.ParseRoot(raw)
-	if err != nil {
-		return err
-	}
+func (s *hotStream) read(root *artifact.Root) error {
 	if root.Layers() != len(s.layers) || root.Hot() == nil || root.Hot().Size() != s.ref.Hot.Size {
 		return fmt.Errorf("fetcher: %w: it is about another image", artifact.ErrInvalid)
 	}

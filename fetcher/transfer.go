@@ -66,7 +66,7 @@ func (f *Fetcher) missing(l *layer, member uint32, waited piece) []uint32 {
 	var out []uint32
 	first, end := l.tree.MemberChunks(member)
 	for c := first; c < end; c++ {
-		if l.census.has(c) {
+		if l.census.has(c) || !l.identified(c) {
 			continue
 		}
 		p, chunks := l.pieceOf(c)

@@ -39,6 +39,10 @@ func (f *Fetcher) Fill(slots ...uint32) error {
 			return err
 		}
 		f.whenReady(l, func() {
+			l, err := f.whole(f.run, l, Background)
+			if err != nil {
+				return // who opens one of its files is told
+			}
 			f.mu.Lock()
 			defer f.mu.Unlock()
 			f.startWalk(l, Background, nil)
@@ -260,7 +264,7 @@ func (w *walk) limit(m, end uint32) uint32 {
 func (f *Fetcher) mayCome(l *layer, member uint32) bool {
 	first, end := l.tree.MemberChunks(member)
 	for c := first; c < end; c++ {
-		if l.census.has(c) {
+		if l.census.has(c) || !l.identified(c) {
 			continue
 		}
 		if p, _ := l.pieceOf(c); f.carried(p) || !l.wrong.hopeless(c) {

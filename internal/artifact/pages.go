@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/airstream-io/airstream/internal/chunk"
 	"github.com/airstream-io/airstream/internal/toc"
 )
 
@@ -70,6 +71,23 @@ func (r *Root) PagesOfLayer(layer int) (first, end int) {
 	return int(l.coldBefore / PageChunks), int((l.coldBefore+l.cold-1)/PageChunks) + 1
 }
 
+// PagesFor returns the pages, in their order, that have IDs which a tree of the layer
+// lacks.
+func (r *Root) PagesFor(layer int, tree *toc.Tree) (pages []int) {
+	for entry := range uint32(tree.Len()) {
+		if tree.Known(entry) {
+			continue
+		}
+		first, end := r.PagesOf(layer, tree, entry)
+		for n := first; n < end; n++ {
+			if len(pages) == 0 || pages[len(pages)-1] < n {
+				pages = append(pages, n)
+			}
+		}
+	}
+	return pages
+}
+
 // Add keeps page n, if its bytes are those that the root commits to. It keeps
 // raw, which must not change. Errors are ErrMismatch and ErrInvalid.
 func (p *Pages) Add(n int, raw []byte) error {
@@ -81,7 +99,12 @@ func (p *Pages) Add(n int, raw []byte) error {
 	}
 	chunks := p.r.onPage(uint32(n))
 	c := cursor{b: raw}
-	c.take(uint64(chunks) * sha256.Size)
+	ids := c.take(uint64(chunks) * sha256.Size)
+	for k := 0; k < len(ids); k += sha256.Size {
+		if chunk.ID(ids[k:]) == (chunk.ID{}) {
+			return fmt.Errorf("artifact: add page %d: %w", n, invalid("chunk %d has no ID", k/sha256.Size))
+		}
+	}
 	for range chunks {
 		skipWhere(&c)
 	}
@@ -102,6 +125,13 @@ func (p *Pages) Has(n int) bool {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
 	return p.raw[n] != nil
+}
+
+// Len returns how many pages are here.
+func (p *Pages) Len() int {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.have
 }
 
 // Complete tells whether all pages are here.

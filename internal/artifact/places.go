@@ -56,6 +56,8 @@ type scout struct {
 	l     *layer
 	pages [][]byte // nil: not here
 
+	earlier *toc.Tree // what was known before; nil: no more than the root
+
 	files       *files
 	entry       uint32 // the next one
 	k, of       uint32 // the next chunk of the entry before that, of how many
@@ -110,6 +112,9 @@ func (s *scout) next(f *found) error {
 		at := s.l.coldBefore + s.cold
 		s.cold++
 		if s.pages == nil || s.pages[at/PageChunks] == nil {
+			if s.knew(f, number, size) {
+				return nil
+			}
 			continue
 		}
 		raw := s.pages[at/PageChunks]
@@ -120,6 +125,19 @@ func (s *scout) next(f *found) error {
 		*f = found{number: number, id: chunk.ID(s.ids[k*sha256.Size:]), where: s.paged.decode(&s.page, size)}
 		return s.page.err
 	}
+}
+
+// knew finds a chunk in the earlier tree.
+func (s *scout) knew(f *found, number, size uint32) bool {
+	if s.earlier == nil {
+		return false
+	}
+	k := s.earlier.Chunk(number)
+	if k.ID == (chunk.ID{}) || k.Size != size {
+		return false
+	}
+	*f = found{number: number, id: k.ID, where: where{member: s.earlier.Member(k.Member), inner: k.Inner, size: size}}
+	return true
 }
 
 // turn opens the page of cold chunk number at of the image, which is the first

@@ -88,7 +88,9 @@ func parseRoot(raw []byte) (*Root, error) {
 	}
 	r.ids = make([]chunk.ID, known)
 	for i := range r.ids {
-		r.ids[i] = chunk.ID(rest[i*sha256.Size:])
+		if r.ids[i] = chunk.ID(rest[i*sha256.Size:]); r.ids[i] == (chunk.ID{}) {
+			return nil, invalid("known chunk %d has no ID", i)
+		}
 	}
 	for _, parse := range []func() error{
 		r.parseProfiles, r.parseTimes,

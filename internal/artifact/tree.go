@@ -14,11 +14,21 @@ import (
 // have the same numbers whatever is known, members have not. Errors are
 // ErrInvalid.
 func (r *Root) Tree(number int, payloadSize int64, pages *Pages) (*toc.Tree, error) {
+	return r.Extend(nil, number, payloadSize, pages)
+}
+
+// Extend does what Tree does, and takes from an earlier result for the same layer what
+// it knows: pages that it was made with need not be here any more.
+func (r *Root) Extend(earlier *toc.Tree, number int, payloadSize int64, pages *Pages) (*toc.Tree, error) {
 	if number < 0 || number >= len(r.layers) {
 		return nil, fmt.Errorf("artifact: tree: %w", invalid("layer %d of %d", number, len(r.layers)))
 	}
 	l := &r.layers[number]
+	if earlier != nil && uint64(earlier.NumChunks()) != uint64(l.chunks) {
+		return nil, fmt.Errorf("artifact: tree of layer %d: %w", number, invalid("an earlier one of %d chunks, want %d", earlier.NumChunks(), l.chunks))
+	}
 	b := builder{r: r, l: l, files: newFiles(r, l), limit: payloadSize, scout: newScout(r, l, pages), to: toc.NewAssembly(payloadSize)}
+	b.scout.earlier = earlier
 	if err := b.build(); err != nil {
 		return nil, fmt.Errorf("artifact: tree of layer %d: %w: %w", number, ErrInvalid, err)
 	}

@@ -47,12 +47,17 @@ type Layer struct {
 	// the manifest at hand has it; another image may have another one.
 	Hot string `json:"-"`
 
+	// Own says what the layer's tree is made from in place of its table, of one that
+	// Bind returned; else nil.
+	Own *Own `json:"own,omitempty"`
+
 	// Of a layer that was never converted, see Vouch; else empty.
 	DiffID   digest.Digest `json:"diffID,omitempty"`   // that somebody vouches for
 	Outline  digest.Digest `json:"outline,omitempty"`  // the blob that its tree was made from; "": nobody vouches any more
 	TarSize  int64         `json:"tarSize,omitempty"`  // bytes
 	Verified bool          `json:"verified,omitempty"` // its tar has DiffID
-	Wrong    string        `json:"wrong,omitempty"`    // why its images are in quarantine
+
+	Wrong string `json:"wrong,omitempty"` // why its images are in quarantine
 }
 
 // ImageLayer is one layer of an image, in its order.
@@ -63,6 +68,7 @@ type ImageLayer struct {
 	MediaType string        `json:"mediaType"`
 	Size      int64         `json:"size"`             // bytes, compressed
 	Slot      uint32        `json:"slot,omitempty"`   // 0: not lazy
+	Own       uint32        `json:"own,omitempty"`    // slot of the tree that the image's own root has for it; 0: none, see Bind
 	Reason    string        `json:"reason,omitempty"` // why it is not
 }
 
@@ -227,16 +233,23 @@ func (c *Catalog) Images() ([]Image, error) {
 	var all []Image
 	err := c.db.View(func(tx *database.Tx) error {
 		all = nil
-		return tx.ForEach(bucketImages, func(_, v []byte) error {
-			var i Image
-			if err := json.Unmarshal(v, &i); err != nil {
-				return err
-			}
-			all = append(all, i)
+		return eachImage(tx, func(i *Image) error {
+			all = append(all, *i)
 			return nil
 		})
 	})
 	return all, wrap("list", "images", err)
+}
+
+// eachImage calls do for all images, by manifest digest.
+func eachImage(tx *database.Tx, do func(i *Image) error) error {
+	return tx.ForEach(bucketImages, func(_, v []byte) error {
+		var i Image
+		if err := json.Unmarshal(v, &i); err != nil {
+			return err
+		}
+		return do(&i)
+	})
 }
 
 func slotKey(slot uint32) []byte { return binary.BigEndian.AppendUint32(nil, slot) }

@@ -207,6 +207,9 @@ func (p *parsed) save(tx *database.Tx, src Source, name string) error {
 			return err
 		}
 	}
+	if err := p.useOwn(tx); err != nil {
+		return err
+	}
 	var old Image
 	if err := get(tx, bucketImages, []byte(p.Manifest), &old); err == nil {
 		p.Names = old.Names

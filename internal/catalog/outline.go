@@ -116,10 +116,11 @@ func wordOf(tx *database.Tx, slot uint32) (l Layer, err error) {
 	return l, err
 }
 
-// takeBack forgets that somebody vouched for a layer, whose content is gone.
+// takeBack forgets that somebody vouched for a layer, whose content is gone, and what
+// was wrong with it.
 func takeBack(tx *database.Tx, slot uint32) error {
 	l, err := wordOf(tx, slot)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && !l.OnWord() {
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !l.OnWord() && l.Wrong == "" {
 		return nil
 	}
 	if err != nil {

@@ -106,17 +106,15 @@ func untag(tx *database.Tx, name string) error {
 func freeLayers(tx *database.Tx, gone Image) error {
 	slots := map[uint32]bool{}
 	for _, l := range gone.Layers {
-		if l.Slot != 0 {
-			slots[l.Slot] = true
-		}
+		slots[l.Slot], slots[l.Own] = true, true
 	}
-	err := tx.ForEach(bucketImages, func(_, v []byte) error {
-		var i Image
-		err := json.Unmarshal(v, &i)
+	delete(slots, 0)
+	err := eachImage(tx, func(i *Image) error {
 		for _, l := range i.Layers {
 			delete(slots, l.Slot)
+			delete(slots, l.Own)
 		}
-		return err
+		return nil
 	})
 	for slot := range slots {
 		if err == nil {
@@ -185,7 +183,7 @@ func (c *Catalog) Manifests() (types map[digest.Digest]string, err error) {
 }
 
 // Hot returns the lazy layers of an image, lowest first, with the plans that
-// its manifest has for them: what Layers returned when it was learned.
+// its manifest has for them: what Layers, or Bind, returned when it was learned.
 func (c *Catalog) Hot(manifest digest.Digest) ([]Layer, error) {
 	var layers []Layer
 	err := c.db.View(func(tx *database.Tx) error {
@@ -203,10 +201,10 @@ func (c *Catalog) Hot(manifest digest.Digest) ([]Layer, error) {
 				continue
 			}
 			var l Layer
-			if err := get(tx, bucketLayers, slotKey(il.Slot), &l); err != nil {
+			if err := get(tx, bucketLayers, slotKey(il.Serving()), &l); err != nil {
 				return err
 			}
-			l.Hot = plans[l.Slot]
+			l.Hot = plans[il.Slot]
 			layers = append(layers, l)
 		}
 		return nil

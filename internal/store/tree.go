@@ -13,8 +13,9 @@ import (
 	"github.com/airstream-io/airstream/internal/toc"
 )
 
-// PutTree stores the tree of the layer whose table of contents has digest d.
-// The caller has verified the table.
+// PutTree stores the tree of the layer whose table of contents has digest d, in place
+// of one that is there; that stays valid for who has it. The caller has verified the
+// table.
 func (s *Store) PutTree(d digest.Digest, tree *toc.Tree) error {
 	name, err := blobName(d)
 	if err != nil {
@@ -26,6 +27,9 @@ func (s *Store) PutTree(d digest.Digest, tree *toc.Tree) error {
 		err = s.writeFile(s.path("trees", name), raw, sum[:])
 	}
 	if err == nil {
+		s.treeMu.Lock()
+		delete(s.trees, name)
+		s.treeMu.Unlock()
 		err = s.update(func(tx *database.Tx) error { return tx.Put(bucketTrees, []byte(name), nil) })
 	}
 	if err != nil {

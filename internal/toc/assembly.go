@@ -236,6 +236,16 @@ func (t *Tree) Known(entry uint32) bool {
 	return true
 }
 
+// KnowsAll tells whether the IDs of all chunks are here.
+func (t *Tree) KnowsAll() bool {
+	for c := range uint32(t.NumChunks()) {
+		if chunk.ID(t.flat.chunks.at(c, chunkSize)[:32]) == (chunk.ID{}) {
+			return false
+		}
+	}
+	return true
+}
+
 // Agrees tells whether two trees say the same of a layer, as far as both know:
 // names, attributes, how files are cut, and of chunks whose IDs both have, what
 // they are and where. Images may share a layer and say different things of it in
