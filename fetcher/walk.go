@@ -10,6 +10,7 @@ import (
 
 	"github.com/airstream-io/airstream/internal/catalog"
 	"github.com/airstream-io/airstream/internal/chunk"
+	"github.com/airstream-io/airstream/internal/trace"
 )
 
 // walk goes through a layer and fetches what is missing of it.
@@ -79,17 +80,37 @@ func (f *Fetcher) resume(img *catalog.Image) error {
 	if err != nil {
 		return err
 	}
-	var slots []uint32
-	for _, l := range img.Layers {
-		if l.Slot == 0 {
-			continue
-		}
+	slots := make([]uint32, 0, len(layers))
+	for _, l := range layers {
 		slots = append(slots, l.Slot)
 		if _, _, err := f.here(l.Slot); err != nil { // what is on the disk is ready after this
 			return err
 		}
 	}
-	return errors.Join(f.Warm(layers...), f.Fill(unique(slots)...))
+	return errors.Join(f.warmAgain(img, layers), f.Fill(unique(slots)...))
+}
+
+// warmAgain goes on with the hot set of an image.
+func (f *Fetcher) warmAgain(img *catalog.Image, layers []catalog.Layer) error {
+	own := img.Artifact != nil && len(layers) > 0 && len(layers) == len(img.Layers) && len(layers[0].Sources) > 0
+	slots := make([]uint32, 0, len(layers))
+	for _, info := range layers {
+		slots = append(slots, info.Slot)
+		own = own && info.Own != nil
+		if plan, err := trace.ParsePlan(info.Hot, info.Size); err == nil {
+			l, here, err := f.here(info.Slot)
+			if err != nil {
+				return err
+			}
+			if here {
+				f.planned(l, plan)
+			}
+		}
+	}
+	if c, err := f.Completeness(slots...); !own || err != nil || c.Hot() {
+		return errors.Join(err, f.Warm(layers...))
+	}
+	return f.WarmFrom(layers[0].Sources[0], *img.Artifact, layers...)
 }
 
 // whenReady calls do, in a goroutine of its own, when a layer's tree is here

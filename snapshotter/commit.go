@@ -49,6 +49,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	}
 	opts = append(slices.Clip(opts), func(info *snapshots.Info) error {
 		delete(info.Labels, DirLabel)
+		delete(info.Labels, StackLabel)
 		return nil
 	})
 	return s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {

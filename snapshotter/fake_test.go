@@ -17,6 +17,7 @@ type fakeLayers struct {
 	dirs     map[string]string        // chain ID to directory, without ".base"
 	crossing map[string]chan struct{} // directory to what is closed when its TOC is here
 	owners   map[string][2]uint32
+	stacks   map[string][]string // chain ID of the highest layer to directories
 	refuse   error
 	asked    int
 	released []string
@@ -42,6 +43,15 @@ func (f *fakeLayers) Lazy(_ context.Context, chainID string, base bool) (dir, re
 		dir += ".base"
 	}
 	return dir, "", true, nil
+}
+
+func (f *fakeLayers) Stack(_ context.Context, chainID string, dirs []string) ([]string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if own := f.stacks[chainID]; own != nil {
+		return own, nil
+	}
+	return dirs, nil
 }
 
 func (f *fakeLayers) Owner(ctx context.Context, dir string) (uid, gid uint32, err error) {

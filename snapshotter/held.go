@@ -13,16 +13,19 @@ import (
 func (s *Snapshotter) Mounted(ctx context.Context) (map[string]bool, error) {
 	all := make(map[string]snapshots.Info)
 	var tops []string
+	dirs := make(map[string]bool)
 	err := s.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
 		if all[info.Name] = info; info.Kind != snapshots.KindCommitted {
 			tops = append(tops, info.Parent)
+			for _, dir := range stackOf(info) {
+				dirs[dir] = true
+			}
 		}
 		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	dirs := make(map[string]bool)
 	for _, name := range tops {
 		for name != "" {
 			info := all[name]

@@ -14,8 +14,9 @@ import (
 
 // layer is a committed snapshot as a mount needs it.
 type layer struct {
-	id  string // of the MetaStore, a name below <root>/snapshots
-	dir string // below the FUSE mount; empty for a plain layer
+	id    string // of the MetaStore, a name below <root>/snapshots
+	dir   string // below the FUSE mount; empty for a plain layer
+	chain string // chain ID, if containerd has told it
 }
 
 // parents returns the committed snapshot with this name and all below it, the
@@ -27,7 +28,7 @@ func parents(ctx context.Context, name string) ([]layer, error) {
 		if err != nil {
 			return nil, fmt.Errorf("parent %s: %w", name, err)
 		}
-		below = append(below, layer{id: id, dir: info.Labels[DirLabel]})
+		below = append(below, layer{id: id, dir: info.Labels[DirLabel], chain: info.Labels[snapshots.LabelSnapshotRef]})
 		name = info.Parent
 	}
 	return below, nil
@@ -55,6 +56,9 @@ func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 		below, err = parents(ctx, info.Parent)
 		return err
 	})
+	if err == nil {
+		below, err = restack(below, stackOf(info))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("snapshotter: mounts of %s: %w", key, err)
 	}

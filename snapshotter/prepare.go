@@ -59,6 +59,7 @@ func labelsOf(opts []snapshots.Opt) (map[string]string, error) {
 	}
 	labels := maps.Clone(info.Labels)
 	delete(labels, DirLabel)
+	delete(labels, StackLabel)
 	return labels, nil
 }
 
@@ -152,6 +153,16 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 	})
 	if err != nil {
 		return nil, fmt.Errorf("snapshotter: %s %s on %s: %w", verb(kind), key, parent, err)
+	}
+	below, stack, err := s.choose(ctx, below)
+	if err != nil {
+		return nil, fmt.Errorf("snapshotter: %s %s on %s: %w", verb(kind), key, parent, err)
+	}
+	if stack != "" {
+		if labels = maps.Clone(labels); labels == nil {
+			labels = map[string]string{}
+		}
+		labels[StackLabel] = stack
 	}
 	uid, gid, err := s.rootOwner(ctx, below, labels)
 	if err != nil {

@@ -79,6 +79,11 @@ type Layers interface {
 	// Lazy and Release are never called at the same time.
 	Lazy(ctx context.Context, chainID string, base bool) (dir, reason string, ok bool, err error)
 
+	// Stack returns the directories that a container mounts whose layers are all
+	// lazy and in dirs, the highest first; chainID is the highest one's. As many
+	// are returned, and the answer is kept for as long as the container.
+	Stack(ctx context.Context, chainID string, dirs []string) ([]string, error)
+
 	// Owner returns the owner of the layer's root directory. It returns at
 	// once if the layer's TOC is on the node, whatever the state of ctx;
 	// otherwise it waits for the TOC until ctx ends, and returns ctx's error.
@@ -226,12 +231,14 @@ func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpath
 			return err
 		}
 		info.Labels = maps.Clone(info.Labels)
-		delete(info.Labels, DirLabel)
-		if dir, lazy := old.Labels[DirLabel]; lazy {
-			if info.Labels == nil {
-				info.Labels = make(map[string]string)
+		for _, label := range []string{DirLabel, StackLabel} {
+			delete(info.Labels, label)
+			if v, ours := old.Labels[label]; ours {
+				if info.Labels == nil {
+					info.Labels = make(map[string]string)
+				}
+				info.Labels[label] = v
 			}
-			info.Labels[DirLabel] = dir
 		}
 		updated, err = storage.UpdateInfo(ctx, info, fieldpaths...)
 		return err
@@ -260,6 +267,9 @@ func (s *Snapshotter) Dirs(ctx context.Context) ([]string, error) {
 	set := make(map[string]struct{})
 	err := s.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
 		if dir, lazy := info.Labels[DirLabel]; lazy {
+			set[dir] = struct{}{}
+		}
+		for _, dir := range stackOf(info) {
 			set[dir] = struct{}{}
 		}
 		return nil

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"sync"
 	"time"
 
@@ -49,6 +50,19 @@ func (l *lazyLayers) Lazy(_ context.Context, chainID string, base bool) (dir, re
 	return layerfs.DirName(layer.Slot, base), "", true, nil
 }
 
+// Stack implements snapshotter.Layers.
+func (l *lazyLayers) Stack(_ context.Context, chainID string, dirs []string) ([]string, error) {
+	slots, err := l.catalog.Stack(digest.Digest(chainID))
+	if err != nil || len(slots) != len(dirs) {
+		return dirs, err
+	}
+	own := make([]string, 0, len(dirs))
+	for i := range dirs { // the highest first, and slots the lowest
+		own = append(own, layerfs.DirName(slots[len(slots)-1-i], i == len(dirs)-1))
+	}
+	return own, nil
+}
+
 // Owner implements snapshotter.Layers.
 func (l *lazyLayers) Owner(ctx context.Context, dir string) (uid, gid uint32, err error) {
 	slot, err := slotOf(dir)
@@ -76,7 +90,7 @@ func (l *lazyLayers) used(slot uint32) error {
 	}
 	for i := range images {
 		layers := images[i].Layers
-		if n := len(layers); n > 0 && layers[n-1].Slot == slot {
+		if n := len(layers); n > 0 && slices.Contains([]uint32{layers[n-1].Slot, layers[n-1].Own}, slot) {
 			if err := l.catalog.Used(images[i].Manifest, time.Now()); err != nil {
 				return err
 			}
@@ -97,7 +111,12 @@ func (l *lazyLayers) Usage(_ context.Context, dir string) (bytes, inodes int64, 
 	if ok && time.Now().Before(u.until) {
 		return u.bytes, u.inodes, nil
 	}
-	missing, total, known, err := l.fetcher.Missing(slot)
+	// Whoever asks doesn't want a table to cross for it.
+	of, err := l.serving(slot)
+	if err != nil {
+		return 0, 0, err
+	}
+	missing, total, known, err := l.fetcher.Missing(of)
 	if err != nil || !known {
 		return 0, 0, err
 	}
@@ -109,6 +128,26 @@ func (l *lazyLayers) Usage(_ context.Context, dir string) (bytes, inodes int64, 
 	}
 	l.usage[slot] = u
 	return u.bytes, u.inodes, nil
+}
+
+// serving returns the slot that some image with the layer in a slot is served from.
+func (l *lazyLayers) serving(slot uint32) (uint32, error) {
+	images, err := l.catalog.Images()
+	if err != nil {
+		return 0, err
+	}
+	best := slot
+	for i := range images {
+		for k := range images[i].Layers {
+			switch il := &images[i].Layers[k]; {
+			case il.Slot == slot && il.Own == 0:
+				return slot, nil
+			case il.Slot == slot:
+				best = il.Own
+			}
+		}
+	}
+	return best, nil
 }
 
 // Release implements snapshotter.Layers. Content outlives its snapshots: what

@@ -103,7 +103,7 @@ func (n *node) removable(ctx context.Context, images []catalog.Image) error {
 		switch {
 		case pinned[img.Manifest]:
 			errs = append(errs, fmt.Errorf("%s is pinned: airstream unpin it, or use --force", titleOf(img)))
-		case slices.ContainsFunc(img.Layers, func(l catalog.ImageLayer) bool { return used[l.Slot] }):
+		case slices.ContainsFunc(img.Layers, func(l catalog.ImageLayer) bool { return used[l.Slot] || used[l.Own] }):
 			errs = append(errs, fmt.Errorf("%s has layers that containers run from: delete them first, or use --force, which leaves what they need", titleOf(img)))
 		}
 	}

@@ -47,12 +47,12 @@ func (n *node) images(r *http.Request) ([]imageStatus, error) {
 	return all, nil
 }
 
-// slotsOf returns the slots of an image's lazy layers, each once.
+// slotsOf returns the slots that containers of an image run from, each once.
 func slotsOf(img *catalog.Image) []uint32 {
 	var slots []uint32
-	for _, l := range img.Layers {
-		if l.Slot > 0 && !slices.Contains(slots, l.Slot) {
-			slots = append(slots, l.Slot)
+	for i := range img.Layers {
+		if slot := img.Layers[i].Serving(); slot > 0 && !slices.Contains(slots, slot) {
+			slots = append(slots, slot)
 		}
 	}
 	return slots

@@ -164,7 +164,7 @@ func (s *onShore) tablesOfImage(manifest []byte) []digest.Digest {
 func (s *onShore) tablesOf(slots []uint32) (all []digest.Digest) {
 	for _, slot := range slots {
 		l, err := s.n.catalog.Layer(slot)
-		if err != nil {
+		if err != nil || l.Own != nil { // no table is here, but what the image's root says
 			continue
 		}
 		if tree, err := s.n.fetcher.TreeHere(slot); err == nil && tree != nil {

@@ -62,7 +62,9 @@ func (n *node) openContent(cfg config.Node) error {
 		n.shore.begin()
 		n.closers = append(n.closers, n.shore.close)
 	}
-	n.mirror = mirror.New(n.store, n.catalog, n.reg, n.fetcher, mirrorOptions(&cfg.Mirror, n.log))
+	opts := mirrorOptions(&cfg.Mirror, n.log)
+	opts.Tables = n.shore != nil
+	n.mirror = mirror.New(n.store, n.catalog, n.reg, n.fetcher, opts)
 	n.closers = append(n.closers, func() error { n.mirror.Close(); return nil })
 	return nil
 }

@@ -73,7 +73,7 @@ func (n *node) getTrace(w http.ResponseWriter, r *http.Request) {
 	}
 	slots := make([]uint32, 0, len(img.Layers))
 	for _, l := range img.Layers {
-		slots = append(slots, l.Slot)
+		slots = append(slots, l.Serving())
 	}
 	t, err := n.fetcher.Trace(r.Context(), slots)
 	if err != nil {

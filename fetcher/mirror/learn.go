@@ -89,18 +89,18 @@ func (m *Mirror) learn(ctx context.Context, q request, man registry.Manifest) er
 	default:
 		return nil // a signature, a chart: nothing that runs
 	}
-	slots := make([]uint32, 0, len(layers))
-	for _, l := range layers {
-		slots = append(slots, l.Slot)
+	ref, ok := artifact.ParseRef(parsed.Annotations)
+	if !ok || len(layers) != len(parsed.Layers) {
+		ref = artifact.Ref{}
+	} else if !m.opts.Tables {
+		if layers, err = m.catalog.Bind(q.from, ref, layers); err != nil {
+			return err
+		}
 	}
-	if err := m.fetcher.Announce(slots...); err != nil {
+	if err := m.fetcher.Announce(slotsOf(layers)...); err != nil {
 		return err
 	}
 	if !q.still {
-		ref, ok := artifact.ParseRef(parsed.Annotations)
-		if !ok || len(layers) != len(parsed.Layers) {
-			ref = artifact.Ref{}
-		}
 		if err := m.fetcher.WarmFrom(q.from, ref, layers...); err != nil {
 			return err
 		}
@@ -120,6 +120,16 @@ func (m *Mirror) learn(ctx context.Context, q request, man registry.Manifest) er
 	if err != nil {
 		return err
 	}
+	now, err := m.catalog.Hot(img.Manifest)
+	if err != nil {
+		return err
+	}
+	if slots := slotsOf(now); !slices.Equal(slots, slotsOf(layers)) {
+		// Another image has the same layers and another artifact.
+		if err := m.fetcher.Announce(slots...); err != nil {
+			return err
+		}
+	}
 	if q.still {
 		return nil
 	}
@@ -130,7 +140,15 @@ func (m *Mirror) learn(ctx context.Context, q request, man registry.Manifest) er
 	if !seen {
 		m.report(ctx, q, img)
 	}
-	return m.fetcher.Fill(slots...)
+	return m.fetcher.Fill(slotsOf(now)...)
+}
+
+func slotsOf(layers []catalog.Layer) []uint32 {
+	slots := make([]uint32, 0, len(layers))
+	for _, l := range layers {
+		slots = append(slots, l.Slot)
+	}
+	return slots
 }
 
 // known tells whether there is nothing to learn of an image: it was learned by

@@ -63,7 +63,10 @@ type Options struct {
 	// Referrers has registries asked for an image's referrers (signatures,
 	// SBOMs). False: what is cached is all there is.
 	Referrers bool
-	Logger    *slog.Logger
+	// Tables has layers served from their own tables of contents also where the
+	// image has an artifact whose root says the same: a proxy sends tables.
+	Tables bool
+	Logger *slog.Logger
 }
 
 // Rule maps the repositories below From to those below To: both are

@@ -255,12 +255,14 @@ func (k *collection) trees(r rank) error {
 // above has.
 func (k *collection) layersOf(r rank, f func(l catalog.Layer) error) error {
 	for _, il := range k.v.images[r-1].Layers {
-		l, ok := k.v.layers[il.Slot]
-		if il.Slot == 0 || !ok || l.rank > r || k.done() {
-			continue
-		}
-		if err := f(l.Layer); err != nil {
-			return err
+		for _, slot := range []uint32{il.Slot, il.Own} {
+			l, ok := k.v.layers[slot]
+			if slot == 0 || !ok || l.rank > r || k.done() {
+				continue
+			}
+			if err := f(l.Layer); err != nil {
+				return err
+			}
 		}
 	}
 	return k.ctx.Err()

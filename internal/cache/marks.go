@@ -79,7 +79,7 @@ func (m marks) markLayer(ctx context.Context, t *toc.Tree, r rank, layer catalog
 		if entry%1000 == 0 && ctx.Err() != nil {
 			return m, ctx.Err()
 		}
-		if first, end := t.Chunks(entry); first < end {
+		if first, end := t.Chunks(entry); first < end && t.Known(entry) {
 			m = append(m, mark{key: keyOf(t.ObjectID(entry)), rank: r, hot: inHot[entry]})
 		}
 	}
@@ -109,7 +109,7 @@ func eachObject(s *store.Store, m marks, layer catalog.Layer, r rank, f func(id 
 		return nil //nolint:nilerr // a damaged tree is gone: what it names are orphans
 	}
 	for entry := range uint32(t.Len()) {
-		if first, end := t.Chunks(entry); first == end {
+		if first, end := t.Chunks(entry); first == end || !t.Known(entry) {
 			continue
 		}
 		id := t.ObjectID(entry)

@@ -90,7 +90,7 @@ func look(s *store.Store, c *catalog.Catalog, opts Options) (*survey, error) {
 	for i := range images {
 		img := &images[i]
 		ranks[img.Manifest] = forever
-		if !pinned[img.Manifest] && !slices.ContainsFunc(img.Layers, func(l catalog.ImageLayer) bool { return l.Slot != 0 && inUse[l.Slot] }) {
+		if !pinned[img.Manifest] && !slices.ContainsFunc(img.Layers, func(l catalog.ImageLayer) bool { return l.Slot != 0 && inUse[l.Slot] || l.Own != 0 && inUse[l.Own] }) {
 			v.images = append(v.images, *img)
 			ranks[img.Manifest] = rank(len(v.images))
 		}
@@ -118,6 +118,11 @@ func (v *survey) rankLayers(c *catalog.Catalog, images []catalog.Image, ranks ma
 			}
 			return err
 		}
+		for _, l := range img.Layers { // the tables' trees, too, if an own one was not to be had
+			if l.Slot != 0 {
+				of[l.Slot] = max(of[l.Slot], ranks[img.Manifest])
+			}
+		}
 		for _, l := range hot {
 			of[l.Slot] = max(of[l.Slot], ranks[img.Manifest])
 			if l.Hot != "" {
@@ -140,6 +145,9 @@ func (v *survey) rankLayers(c *catalog.Catalog, images []catalog.Image, ranks ma
 func (v *survey) rankBlobs(s *store.Store, img *catalog.Image, r rank, opts Options) {
 	v.want(img.Manifest, forever)
 	v.want(img.Config, forever)
+	if img.Artifact != nil {
+		v.want(digest.Digest(img.Artifact.Root.Digest), forever)
+	}
 	for _, l := range img.Layers {
 		v.want(l.Blob, r)
 		dead := l.Slot == 0 && opts.Unpacked != nil && opts.Unpacked(l.ChainID)
@@ -147,7 +155,7 @@ func (v *survey) rankBlobs(s *store.Store, img *catalog.Image, r rank, opts Opti
 			v.want(lazy.Outline, forever) // its diffID is to be compared yet
 		}
 		if _, here := s.HasBlob(l.Blob); here && l.Slot != 0 {
-			dead = complete(s, v.layers[l.Slot].Layer)
+			dead = complete(s, v.layers[l.Serving()].Layer)
 		}
 		if dead {
 			v.dead[l.Blob] = true
@@ -199,6 +207,9 @@ func complete(s *store.Store, l catalog.Layer) bool {
 			first, end := t.Chunks(entry)
 			if first == end {
 				continue
+			}
+			if whole = t.Known(entry); !whole {
+				return nil
 			}
 			missing, err := v.Missing(t.ObjectID(entry), end-first)
 			if whole = missing == 0; err != nil || !whole {
