@@ -173,7 +173,7 @@ func (p *lookup) run(ctx context.Context) {
 // bring makes requests for pages.
 func (p *lookup) bring(ctx context.Context, root *artifact.Root) error {
 	pages := root.NewPages()
-	for wrong := 0; ; {
+	for wrong, futile := 0, 0; ; {
 		first, end, class, rest := p.next(root, pages)
 		if rest > 0 {
 			if !p.rest(ctx, rest) {
@@ -195,8 +195,13 @@ func (p *lookup) bring(ctx context.Context, root *artifact.Root) error {
 			if wrong++; wrong == maxRefusals {
 				return err
 			}
+		case pages.Len() == before && isFutile(err):
+			if futile++; futile == maxFutile {
+				return err
+			}
 		}
 		if pages.Len() > before {
+			futile = 0
 			if err := p.apply(ctx, root, pages, false); err != nil {
 				return err
 			}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/airstream-io/airstream/fetcher/registry"
 	"github.com/airstream-io/airstream/internal/artifact"
 	"github.com/airstream-io/airstream/internal/catalog"
 	"github.com/airstream-io/airstream/internal/toc"
@@ -110,13 +111,26 @@ func (r *root) class() Class {
 	return Hot
 }
 
-// fetch brings the root across the link, for as long as it takes.
+// maxFutile is how often a request for the root may bring nothing of it, although the
+// other side answers, before its images do without. A guess.
+const maxFutile = 6
+
+// isFutile tells whether the other side answered a request with nothing of use.
+func isFutile(err error) bool {
+	return blameFor(err, true) == theThing && !registry.NoAnswer(err)
+}
+
+// fetch brings the root across the link, for as long as it takes. It goes on where a
+// request broke off.
 func (r *root) fetch(ctx context.Context) ([]byte, error) {
 	raw := make([]byte, r.ref.Root.Size)
-	for wrong := 0; ; {
-		err := r.f.request(ctx, r.class, &r.from, r.ref.TOC, 0, r.ref.Root.Size, func(body io.Reader, stream io.Reader) error {
+	have := 0
+	for wrong, futile := 0, 0; ; {
+		before := have
+		err := r.f.request(ctx, r.class, &r.from, r.ref.TOC, int64(have), r.ref.Root.Size-int64(have), func(body io.Reader, stream io.Reader) error {
 			defer r.promote(stream)()
-			if _, err := io.ReadFull(body, raw); err != nil {
+			n, err := io.ReadFull(body, raw[have:])
+			if have += n; err != nil {
 				return err
 			}
 			return r.ref.Root.Verify(raw)
@@ -126,8 +140,19 @@ func (r *root) fetch(ctx context.Context) ([]byte, error) {
 			return raw, nil
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
-		case errors.Is(err, artifact.ErrMismatch), isRefusal(err) && !isNotNow(err):
+		case errors.Is(err, artifact.ErrMismatch):
+			have = 0
 			if wrong++; wrong == maxRefusals {
+				return nil, err
+			}
+		case isRefusal(err) && !isNotNow(err):
+			if wrong++; wrong == maxRefusals {
+				return nil, err
+			}
+		case have > before:
+			futile = 0
+		case isFutile(err):
+			if futile++; futile == maxFutile {
 				return nil, err
 			}
 		}
