@@ -92,7 +92,8 @@ func (m *Mirror) learn(ctx context.Context, q request, man registry.Manifest) er
 	ref, ok := artifact.ParseRef(parsed.Annotations)
 	if !ok || len(layers) != len(parsed.Layers) {
 		ref = artifact.Ref{}
-	} else if !m.opts.Tables {
+	} else if !m.opts.Tables && ref.Hot != (artifact.Blob{}) {
+		// Without a hot set the root has no IDs at all, and each read would wait twice.
 		if layers, err = m.catalog.Bind(q.from, ref, layers); err != nil {
 			return err
 		}
