@@ -256,6 +256,9 @@ func giveSlot(tx *database.Tx, l Layer, src Source) (uint32, error) {
 			// differ, so they can't both be right; the first is kept.
 			return 0, fmt.Errorf("%w: table of contents %s belongs to blob %s here", ErrConflict, l.TOC, old.Blob)
 		}
+		if old.Own != nil && l.Own == nil {
+			return 0, fmt.Errorf("%w: what layer %s names as its table of contents is none", ErrConflict, l.Blob)
+		}
 		if err := l.newWord(old); err != nil {
 			return 0, err
 		}

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"strconv"
 
 	"github.com/opencontainers/go-digest"
 
@@ -26,9 +25,10 @@ type Own struct {
 	Of       uint32       `json:"of"`     // slot of the same layer under its own table
 }
 
-// table returns what the tree goes by in the store. No JSON has that digest.
-func (o *Own) table() digest.Digest {
-	return digest.FromString("airstream: layer " + strconv.Itoa(o.Number) + " of root " + o.Artifact.Root.Digest)
+// tableOf returns what the tree that a root has for a layer goes by in the store, the
+// layer being number in its image. No JSON has that digest.
+func tableOf(ref artifact.Ref, number int, blob, toc digest.Digest) digest.Digest {
+	return digest.FromString(fmt.Sprintf("airstream: layer %d, blob %s with table %s, of root %s in %s", number, blob, toc, ref.Root.Digest, ref.TOC.Digest))
 }
 
 // Serving returns the slot that containers of the layer's image run from; 0: it is
@@ -47,8 +47,7 @@ func (c *Catalog) Bind(src Source, ref artifact.Ref, layers []Layer) (own []Laye
 	err = c.db.Update(func(tx *database.Tx) error {
 		own = nil
 		for i, l := range layers {
-			o := &Own{Artifact: ref, Number: i, Of: l.Slot}
-			l.Own, l.TOC, l.Sources = o, o.table(), nil
+			l.Own, l.TOC, l.Sources = &Own{Artifact: ref, Number: i, Of: l.Slot}, tableOf(ref, i, l.Blob, l.TOC), nil
 			if l.Slot, err = giveSlot(tx, l, src); err != nil {
 				return err
 			}
@@ -76,8 +75,7 @@ func (p *parsed) useOwn(tx *database.Tx) error {
 		return nil
 	}
 	for i := range p.Layers {
-		o := Own{Artifact: *p.Artifact, Number: i}
-		v, err := tx.Get(bucketSlots, []byte(o.table()))
+		v, err := tx.Get(bucketSlots, []byte(tableOf(*p.Artifact, i, p.layers[i].Blob, p.layers[i].TOC)))
 		if err != nil {
 			return err
 		}
@@ -88,7 +86,7 @@ func (p *parsed) useOwn(tx *database.Tx) error {
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		if l.Own == nil || l.Own.Artifact != *p.Artifact || l.Own.Of != p.Layers[i].Slot {
+		if l.Own == nil || l.Own.Of != p.Layers[i].Slot {
 			for k := range i {
 				p.Layers[k].Own = 0
 			}
@@ -119,7 +117,7 @@ func rootOf(i *Image) string {
 	if i.Artifact == nil {
 		return ""
 	}
-	return i.Artifact.Root.Digest
+	return i.Artifact.Root.Digest + " in " + i.Artifact.TOC.Digest
 }
 
 // disown has an image run from its layers' own tables from now on. What containers
