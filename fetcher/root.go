@@ -251,7 +251,7 @@ func (f *Fetcher) bringOwn(ctx context.Context, l *layer) (*toc.Tree, error) {
 }
 
 func (f *Fetcher) ownFromRoot(ctx context.Context, l *layer) (*toc.Tree, error) {
-	r := f.useRoot(l.Own.Artifact, l.Sources, l)
+	r := f.useRoot(l.Own.Artifact, l.Sources, l) //nolint:contextcheck // it is for all who use it
 	defer f.leaveRoot(r, l)
 	parsed, err := r.wait(ctx)
 	if err != nil {

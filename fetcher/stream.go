@@ -106,7 +106,7 @@ func (s *hotStream) runUncovered(ctx context.Context) error {
 
 // run brings the frames of which most is missing.
 func (s *hotStream) run(ctx context.Context) error {
-	r := s.f.useRoot(s.ref, s.from.sources, nil)
+	r := s.f.useRoot(s.ref, s.from.sources, nil) //nolint:contextcheck // it is for all who use it
 	defer s.f.leaveRoot(r, nil)
 	root, err := r.wait(ctx)
 	if err != nil {

@@ -27,13 +27,15 @@ func check(t *testing.T, img image, r *rand.Rand) {
 	}
 	checkHot(t, img, root)
 	pages := root.NewPages()
+	grown := make([]*toc.Tree, len(img.trees)) // each with the pages of its own step alone
 	for _, part := range []float64{0, 0.5, 1} {
+		fresh := root.NewPages()
 		for n := range root.NumPages() {
 			offset, size := root.Page(n)
 			if pages.Has(n) || r.Float64() >= part {
 				continue
 			}
-			if err := pages.Add(n, img.blob[offset:offset+size]); err != nil {
+			if err := errors.Join(pages.Add(n, img.blob[offset:offset+size]), fresh.Add(n, img.blob[offset:offset+size])); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -41,6 +43,16 @@ func check(t *testing.T, img image, r *rand.Rand) {
 			got, err := root.Tree(i, payload, pages)
 			if err != nil {
 				t.Fatal(err)
+			}
+			if grown[i], err = root.Extend(grown[i], i, payload, fresh); err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(grown[i].Bytes(), got.Bytes()) {
+				t.Fatalf("layer %d: a tree that was extended is another one", i)
+			}
+			lacking := root.PagesFor(i, got)
+			if slices.ContainsFunc(lacking, pages.Has) || got.KnowsAll() != (len(lacking) == 0) {
+				t.Fatalf("layer %d: it lacks pages %v, and knows all: %t", i, lacking, got.KnowsAll())
 			}
 			compare(t, img, root, pages, i, got, want)
 			if part == 1 && !bytes.Equal(got.Bytes(), want.Bytes()) {

@@ -74,15 +74,17 @@ func (r *Root) PagesOfLayer(layer int) (first, end int) {
 // PagesFor returns the pages, in their order, that have IDs which a tree of the layer
 // lacks.
 func (r *Root) PagesFor(layer int, tree *toc.Tree) (pages []int) {
-	for entry := range uint32(tree.Len()) {
-		if tree.Known(entry) {
+	l := &r.layers[layer]
+	for c := range min(uint32(tree.NumChunks()), l.chunks) {
+		if tree.Chunk(c).ID != (chunk.ID{}) {
 			continue
 		}
-		first, end := r.PagesOf(layer, tree, entry)
-		for n := first; n < end; n++ {
-			if len(pages) == 0 || pages[len(pages)-1] < n {
-				pages = append(pages, n)
-			}
+		known, is := l.knownBelow(c)
+		if is {
+			continue
+		}
+		if n := int((l.coldBefore + c - known) / PageChunks); len(pages) == 0 || pages[len(pages)-1] < n {
+			pages = append(pages, n)
 		}
 	}
 	return pages
