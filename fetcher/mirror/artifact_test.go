@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
+	"github.com/airstream-io/airstream/fetcher/registry"
 	"github.com/airstream-io/airstream/internal/annotation"
 	"github.com/airstream-io/airstream/internal/artifact"
 )
@@ -64,6 +65,40 @@ func TestArtifactIsAskedForWithTheManifest(t *testing.T) {
 			}
 			if asked() == plain {
 				t.Errorf("the TOC blob was asked for: %t", !plain)
+			}
+		})
+	}
+}
+
+// Which images run from their artifact's root: those of which it says what a start
+// reads, unless a proxy brings the tables.
+func TestWhichImagesRunFromTheirRoot(t *testing.T) {
+	ref := artifact.Ref{TOC: artifact.BlobOf([]byte("toc and pages")), Root: artifact.BlobOf([]byte("toc")), Hot: artifact.BlobOf([]byte("hot"))}
+	cold := ref
+	cold.Hot = artifact.Blob{}
+	for name, c := range map[string]struct {
+		ref           artifact.Ref
+		plain, tables bool
+		own           bool
+	}{
+		"hot":        {ref: ref, own: true},
+		"no hot set": {ref: cold},
+		"plain":      {ref: ref, plain: true},
+		"tables":     {ref: ref, tables: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newShore(t)
+			s.push(t, "app:1", lazily(t, randomImage(t), c.ref, c.plain))
+			n := newNode(t, s, t.TempDir(), func(o *Options, _ map[string]registry.Host) { o.Tables = c.tables })
+			n.get(t, "GET", "app/manifests/1")
+			images, err := n.catalog.Images()
+			if err != nil || len(images) != 1 {
+				t.Fatalf("%+v, %v", images, err)
+			}
+			for i, l := range images[0].Layers {
+				if (l.Own != 0) != c.own {
+					t.Errorf("layer %d has slots %d and %d", i, l.Slot, l.Own)
+				}
 			}
 		})
 	}
