@@ -53,7 +53,10 @@ func (f *Fetcher) WarmFrom(from catalog.Source, ref artifact.Ref, layers ...cata
 		return fmt.Errorf("fetcher: warm: %w", context.Canceled)
 	}
 	f.work.Go(func() {
-		if err := s.run(f.run); err != nil && f.run.Err() == nil {
+		if s.pushed(f.run) {
+			// What the proxy has left out, because of budgets for one, comes with
+			// the layers; a hot blob would bring the rest of it again.
+		} else if err := s.run(f.run); err != nil && f.run.Err() == nil {
 			f.log.Info("the rest of a hot set comes with the layers", slog.String("blob", ref.Hot.Digest), slog.Any("error", err))
 		}
 		if s.forgotten() {
@@ -81,6 +84,29 @@ func (s *hotStream) forgotten() bool {
 	s.f.mu.Lock()
 	defer s.f.mu.Unlock()
 	return slices.ContainsFunc(s.layers, func(l *layer) bool { return l.gone })
+}
+
+// pushed waits while a Pusher brings the layers unasked, and tells whether it has
+// done so: then the root of the blob would cross for nothing.
+func (s *hotStream) pushed(ctx context.Context) bool {
+	for {
+		s.f.mu.Lock()
+		var covered, pushing bool
+		for _, l := range s.layers {
+			covered = covered || l.from.cover.by != nil
+			pushing = pushing || l.from.cover.pushing && !l.gone
+		}
+		changed := s.f.recover
+		s.f.mu.Unlock()
+		if !pushing {
+			return covered
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return true
+		}
+	}
 }
 
 // run brings the frames of which most is missing.

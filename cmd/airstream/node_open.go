@@ -62,7 +62,11 @@ func (n *node) openContent(cfg config.Node) error {
 		n.shore.begin()
 		n.closers = append(n.closers, n.shore.close)
 	}
-	n.mirror = mirror.New(n.store, n.catalog, n.reg, n.fetcher, mirrorOptions(&cfg.Mirror, n.log))
+	mirrored := mirrorOptions(&cfg.Mirror, n.log)
+	if n.shore != nil {
+		mirrored.Settle = n.shore.settle
+	}
+	n.mirror = mirror.New(n.store, n.catalog, n.reg, n.fetcher, mirrored)
 	n.closers = append(n.closers, func() error { n.mirror.Close(); return nil })
 	return nil
 }

@@ -37,6 +37,8 @@ type far struct {
 	asked atomic.Int64
 	nodes atomic.Int64 // of these, by nodes themselves
 	files map[string][]byte
+	plain digest.Digest                 // of the layer that was not converted
+	held  atomic.Pointer[chan struct{}] // if set, that layer is not sent until it is closed
 }
 
 // newFar pushes app:1, of which bin/app is read at a start.
@@ -48,6 +50,12 @@ func newFar(t *testing.T) *far {
 		f.asked.Add(1)
 		if r.UserAgent() == "airstream" {
 			f.nodes.Add(1)
+		}
+		if held := f.held.Load(); held != nil && r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, f.plain.String()) {
+			select {
+			case <-*held:
+			case <-r.Context().Done():
+			}
 		}
 		h.ServeHTTP(w, r)
 	}))
@@ -78,6 +86,11 @@ func newFar(t *testing.T) *far {
 	if err != nil {
 		t.Fatal(err)
 	}
+	sum, err := l.Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.plain = digest.Digest(sum.String())
 	img, err := mutate.AppendLayers(empty.Image, l)
 	if err == nil {
 		img, err = mutate.ConfigFile(img, &v1.ConfigFile{OS: "linux", Architecture: "amd64", RootFS: mustRootFS(t, img)})

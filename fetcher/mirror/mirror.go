@@ -63,7 +63,11 @@ type Options struct {
 	// Referrers has registries asked for an image's referrers (signatures,
 	// SBOMs). False: what is cached is all there is.
 	Referrers bool
-	Logger    *slog.Logger
+	// Settle, if set, waits until it is known which layers of an image are lazy, of
+	// which its manifest doesn't say. The manifest is stored; the image is learned
+	// afterwards. An error means that it is not known, and fails the request.
+	Settle func(ctx context.Context, src catalog.Source, man registry.Manifest) error
+	Logger *slog.Logger
 }
 
 // Rule maps the repositories below From to those below To: both are
