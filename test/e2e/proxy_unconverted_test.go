@@ -89,7 +89,11 @@ func TestAnImageThatWasNeverConvertedStartsLazily(t *testing.T) {
 // Trees with everything that a tar can say are those that overlayfs unpacks, though
 // nobody has converted them.
 func TestTreesOfImagesThatWereNeverConverted(t *testing.T) {
-	for _, name := range []string{"oddities", "odd-implied", "odd-rawnames", "nginx", "python", "node"} {
+	names := []string{"oddities", "odd-implied", "odd-rawnames", "nginx"}
+	if soak() {
+		names = append(names, "python", "node")
+	}
+	for _, name := range names {
 		t.Run(name, func(t *testing.T) {
 			notShort(t, name)
 			img := push(t, name)
