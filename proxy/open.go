@@ -52,7 +52,7 @@ func (p *pull) plan(ctx context.Context, img *image) (*plan, error) {
 
 // inventory returns the objects of the images that the node has, and the layers of
 // the first of them that is of the same repository. One that is not to be found any
-// more is left out.
+// more is left out, as are layers that would have to be read to their end first.
 func (p *pull) inventory(ctx context.Context, wanted *image) (all [][]toc.ObjectID, before []*layer, err error) {
 	s := p.ss.s
 	seen := map[digest.Digest]bool{}
@@ -72,6 +72,11 @@ func (p *pull) inventory(ctx context.Context, wanted *image) (all [][]toc.Object
 		for i, desc := range img.layers {
 			d := annotation.TableOf(desc.Digest, desc.Annotations)
 			if seen[d] && !first {
+				continue
+			}
+			if _, ok := desc.Annotations[annotation.TOCDigest]; !ok && !s.outlined(desc.Digest) {
+				// To read it for this would hold up the image that is wanted, for
+				// longer than it saves: what a node has it doesn't demand.
 				continue
 			}
 			l, err := p.open(ctx, img, i)

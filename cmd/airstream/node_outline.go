@@ -153,11 +153,20 @@ func (s *onShore) bringing(src catalog.Source, d digest.Digest) *shorePull {
 		p.mu.Lock()
 		found := p.src == src && p.err == nil && p.own.Digest == d
 		p.mu.Unlock()
-		if found {
+		if found && !p.takenBack() {
 			return p
 		}
 	}
 	return s.ask(src, d.String(), knownImage{})
+}
+
+// takenBack tells whether a word of the proxy that a pull has brought was given up since,
+// with the image.
+func (p *shorePull) takenBack() bool {
+	return slices.ContainsFunc(p.slots(), func(slot uint32) bool {
+		l, err := p.s.n.catalog.Layer(slot)
+		return err == nil && l.OnWord() && l.Outline == ""
+	})
 }
 
 // isSettled tells whether it is known which layers are lazy, or never will be, and what

@@ -136,3 +136,28 @@ func TestATakenNameCostsTheLazyStart(t *testing.T) {
 		t.Errorf("%+v", l)
 	}
 }
+
+// An image that was removed, and with it what the proxy said of it, is asked of the proxy
+// again when it is pulled again, by its digest, too.
+func TestARemovedImageIsLazyAgain(t *testing.T) {
+	f := newFar(t)
+	p, dir := proxyFor(t, f)
+	n := openNodeWith(t, dir, "", p.believes(false, time.Minute))
+	img := getPlain(t, n, "far.example")
+	f.want(t, n, "bin/app")
+	if _, err := n.remove(t.Context(), removeOrder{Refs: []string{"far.example/app:plain"}, Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	if l := n.layer(t, 1); l.Outline != "" {
+		t.Fatalf("somebody still vouches: %+v", l)
+	}
+	if w := n.ask(t.Context(), http.MethodGet, img.Manifest.String()); w.Code != http.StatusOK {
+		t.Fatalf("the mirror said %d", w.Code)
+	}
+	again, err := n.catalog.Image(img.Manifest)
+	if err != nil || again.Layers[0].Slot == 0 {
+		t.Fatalf("%+v, %v", again, err)
+	}
+	f.want(t, n, "bin/app")
+	f.want(t, n, "lib/cold")
+}
