@@ -76,7 +76,7 @@ func (n *node) compareLayer(ctx context.Context, l *catalog.Layer) error {
 		return nil
 	}
 	if c, err := n.fetcher.Completeness(l.Slot); err != nil || !c.Complete() {
-		return nil //nolint:nilerr // it is not whole yet; whoever reads it is told what is wrong
+		return nil // not whole yet; whoever reads it is told if something is wrong
 	}
 	n.comparing.Lock()
 	defer n.comparing.Unlock()

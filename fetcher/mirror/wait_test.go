@@ -356,22 +356,36 @@ func TestAManifestWaitsForItsImage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var all []*http.Response
+	type result struct {
+		body []byte
+		err  error
+	}
+	begun, ended := make(chan int, 2), make(chan result, 2)
 	for _, ref := range []string{"1", digestOf(t, img)} {
-		resp, err := fetch(t, c, url+"/v2/app/manifests/"+ref+"?ns=shore.example")
-		if err != nil {
-			t.Fatal(err)
+		go func() {
+			resp, err := fetch(t, c, url+"/v2/app/manifests/"+ref+"?ns=shore.example")
+			if err != nil {
+				begun <- 0
+				ended <- result{nil, err}
+				return
+			}
+			begun <- resp.StatusCode
+			body, err := io.ReadAll(resp.Body)
+			ended <- result{body, errors.Join(err, resp.Body.Close())}
+		}()
+	}
+	for range 2 {
+		if status := <-begun; status != http.StatusOK {
+			t.Errorf("status %d", status)
 		}
-		all = append(all, resp)
 	}
 	if _, err := n.catalog.Image(digest.Digest(digestOf(t, img))); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the image is known before it is known what is in it: %v", err)
 	}
 	close(known)
-	for _, resp := range all {
-		got, err := io.ReadAll(resp.Body)
-		if err = errors.Join(err, resp.Body.Close()); err != nil || resp.StatusCode != http.StatusOK || !bytes.Equal(got, want) {
-			t.Errorf("%d, %d bytes, %v", resp.StatusCode, len(got), err)
+	for range 2 {
+		if r := <-ended; r.err != nil || !bytes.Equal(r.body, want) {
+			t.Errorf("%d bytes, %v", len(r.body), r.err)
 		}
 	}
 	if _, err := n.catalog.Image(digest.Digest(digestOf(t, img))); err != nil {
