@@ -89,6 +89,9 @@ func (c *Content) Complete() *os.File {
 // returns io.EOF as io.ReaderAt does. It waits, until ctx ends, for what is
 // still on the other side of the link. All bytes were verified.
 func (c *Content) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
+	if err := c.l.inQuarantine(); err != nil {
+		return 0, err
+	}
 	if off >= c.size {
 		return 0, io.EOF
 	}

@@ -108,6 +108,14 @@ func (c *cache) open(key string) (f *os.File, ok bool) {
 	return f, true
 }
 
+// has tells whether there is an entry, without using it.
+func (c *cache) has(key string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, ok := c.entries[key]
+	return ok
+}
+
 // get reads an entry of at most limit bytes.
 func (c *cache) get(key string, limit int64) ([]byte, bool) {
 	f, ok := c.open(key)

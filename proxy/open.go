@@ -105,7 +105,12 @@ func (p *pull) eachOf(ctx context.Context, refs []string, do func(img *image, la
 			return err
 		}
 		var layers []*layer
-		for i := range img.layers {
+		for i, desc := range img.layers {
+			if _, ok := desc.Annotations[annotation.TOCDigest]; !ok && !p.ss.s.outlined(desc.Digest) {
+				// To read it for this would hold up the image that is wanted, for
+				// longer than it saves: what a node has it doesn't demand.
+				continue
+			}
 			l, err := p.open(ctx, img, i)
 			if err != nil {
 				return err

@@ -146,6 +146,11 @@ func (l *layer) tooSmall() error {
 	return &link.Refusal{Reason: wire.Reason_REASON_LIMIT, Text: fmt.Sprintf("the proxy's cache has no room for layer %s", l.desc.Digest)}
 }
 
+// outlined tells whether a layer that has no table of its own was read before.
+func (s *Server) outlined(blob digest.Digest) bool {
+	return s.cache.has(outlineKey(blob, "head")) && s.cache.has(outlineKey(blob, "body"))
+}
+
 func outlineKey(blob digest.Digest, part string) string {
 	return "outline/" + blob.Encoded() + "/" + part
 }

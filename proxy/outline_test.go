@@ -231,6 +231,37 @@ func TestALayerIsReadAgainIfTheCacheHasLostIt(t *testing.T) {
 	}
 }
 
+// An image that a node has and that was never converted is not read for its inventory,
+// which would hold up the image that it wants; if it was read before, it counts.
+func TestAnInventoryIsNotReadToItsEnd(t *testing.T) {
+	s := newShore(t)
+	here := s.pushPlain(t, "team/here", "1", plainLayer{mediaType: ocispec.MediaTypeImageLayerGzip, raw: plainApp(t)})
+	img := s.pushPlain(t, "team/plain", "1", plainLayer{mediaType: ocispec.MediaTypeImageLayerGzip, raw: plainTar(t, []file{{name: "same", content: noise(1, 3<<20)}, {name: "new", content: noise(2, 1000)}})})
+	var reads atomic.Int64
+	blob := layersOf(t, here)[0].Digest.String()
+	s.setMood(func(_ http.ResponseWriter, r *http.Request) bool {
+		if strings.HasSuffix(r.URL.Path, blob) {
+			reads.Add(1)
+		}
+		return false
+	})
+	p := serve(t, t.TempDir(), "127.0.0.1:0", Options{})
+	sess := dial(t, p.addr, "vessel-1", nil)
+	req := wantAll(img.ref)
+	req.Have = []string{s.host() + "/team/here@" + digest.FromBytes(here.manifest).String()}
+	n := newNode()
+	wait(t, sess.Pull(req, n))
+	if reads.Load() != 0 || n.count() != 3<<20/toc.OutlineChunk+1 {
+		t.Errorf("%d reads of what is here, %d chunks came", reads.Load(), n.count())
+	}
+	wait(t, sess.Pull(wantAll(here.ref), newNode()))
+	n = newNode()
+	wait(t, sess.Pull(req, n))
+	if reads.Load() != 1 || n.count() != 1 {
+		t.Errorf("%d reads of what is here, %d chunks came", reads.Load(), n.count())
+	}
+}
+
 // A layer that can't be served in pieces, or is not what its image says, crosses whole:
 // then the node's own unpacker has the last word.
 func TestLayersThatAreNotServedInPieces(t *testing.T) {

@@ -115,7 +115,7 @@ func codeOf(err error) int {
 		return known.code
 	case errors.Is(err, store.ErrNoSpace), errors.Is(err, fetcher.ErrBudget):
 		return exitSpace
-	case errors.Is(err, fetcher.ErrWrongContent), errors.Is(err, fetcher.ErrBadTable), errors.Is(err, registry.ErrContent),
+	case errors.Is(err, fetcher.ErrWrongContent), errors.Is(err, fetcher.ErrBadTable), errors.Is(err, registry.ErrContent), errors.Is(err, fetcher.ErrQuarantined),
 		errors.Is(err, store.ErrMismatch), errors.Is(err, store.ErrDamaged):
 		return exitVerify
 	case errors.Is(err, fetcher.ErrDark):

@@ -47,6 +47,9 @@ func (l *lazyLayers) Lazy(_ context.Context, chainID string, base bool) (dir, re
 	case layer.Slot == 0:
 		return "", layer.Reason, false, nil
 	}
+	if err := l.served(layer.Slot); err != nil {
+		return "", "", false, err
+	}
 	return layerfs.DirName(layer.Slot, base), "", true, nil
 }
 
@@ -69,7 +72,7 @@ func (l *lazyLayers) Owner(ctx context.Context, dir string) (uid, gid uint32, er
 	if err != nil {
 		return 0, 0, err
 	}
-	if err := l.used(slot); err != nil {
+	if err := errors.Join(l.used(slot), l.served(slot)); err != nil {
 		return 0, 0, err
 	}
 	tree, err := l.fetcher.Tree(ctx, slot)
@@ -97,6 +100,33 @@ func (l *lazyLayers) used(slot uint32) error {
 		}
 	}
 	return nil
+}
+
+// served returns an error if the layer in slot is in quarantine, or is the highest of
+// images that all are.
+func (l *lazyLayers) served(slot uint32) error {
+	images, err := l.catalog.Images()
+	if err != nil {
+		return err
+	}
+	info, err := l.catalog.Layer(slot)
+	if err != nil {
+		return err
+	}
+	var why error
+	for i := range images {
+		layers := images[i].Layers
+		top := len(layers) > 0 && layers[len(layers)-1].Slot == slot
+		if !top && (info.Wrong == "" || !slices.Contains(slotsOf(&images[i]), slot)) {
+			continue
+		}
+		err := inQuarantine(l.catalog, &images[i])
+		if err == nil {
+			return nil // its highest layer is served
+		}
+		why = err
+	}
+	return why
 }
 
 // Usage implements snapshotter.Layers.

@@ -79,6 +79,7 @@ type node struct {
 	started    time.Time
 	tuning     tuning
 	collecting sync.Mutex // held while disk is freed
+	comparing  sync.Mutex // one layer at a time
 	coming     sync.Map   // names by which images are being prefetched, by manifest
 	kept       bool       // somebody keeps descriptors for the next daemon
 	handover   handover   // from the daemon before, and to the next

@@ -88,8 +88,10 @@ func (n *node) status(img *catalog.Image, unpacked map[string]bool) (imageStatus
 	s.Tables = s.Lazy - tableless
 	s.Complete = err == nil && tableless == 0 && s.Missing == 0 && s.Plain == 0
 	s.Dark, s.Why = s.darkness(err)
-	if why, qErr := n.quarantined(img); why != "" || qErr != nil {
-		s.Dark, s.Why, s.Complete, err = "no", why, false, errors.Join(err, qErr)
+	if l, qErr := quarantineOf(n.catalog, img); qErr != nil {
+		err = errors.Join(err, qErr)
+	} else if l != nil {
+		s.Dark, s.Why, s.Complete = "no", "quarantine: layer "+l.Blob.Encoded()[:12]+": "+l.Wrong, false
 	}
 	return s, err
 }

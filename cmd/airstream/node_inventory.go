@@ -179,6 +179,9 @@ func (s *onShore) resume(images []catalog.Image) {
 	if err := s.takeInventory(); err != nil {
 		s.log.Warn("it is not known which images are here whole", slog.Any("error", err))
 	}
+	if err := s.coverWords(); err != nil {
+		s.log.Warn("it is not known which layers are here on the proxy's word", slog.Any("error", err))
+	}
 	for i := range images {
 		img := &images[i]
 		slots := slotsOf(img)

@@ -63,7 +63,9 @@ func (n *node) openContent(cfg config.Node) error {
 		n.closers = append(n.closers, n.shore.close)
 	}
 	opts := mirrorOptions(&cfg.Mirror, n.log)
-	opts.Tables = n.shore != nil
+	if n.shore != nil {
+		opts.Tables, opts.Settle = true, n.shore.settle
+	}
 	n.mirror = mirror.New(n.store, n.catalog, n.reg, n.fetcher, opts)
 	n.closers = append(n.closers, func() error { n.mirror.Close(); return nil })
 	return nil

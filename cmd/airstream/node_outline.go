@@ -2,20 +2,24 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"log/slog"
+	"slices"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/airstream-io/airstream/fetcher"
+	"github.com/airstream-io/airstream/fetcher/registry"
 	"github.com/airstream-io/airstream/internal/annotation"
 	"github.com/airstream-io/airstream/internal/catalog"
 	"github.com/airstream-io/airstream/internal/link"
 )
 
-// Plan implements link.Sink: the mirror says what a reference means when the outlines of
-// layers that were never converted are here, so that what it says of a layer, lazy or
-// not, is so.
+// Plan implements link.Sink: the mirror learns of the image when the outlines of layers
+// that were never converted are here, so that what the node says of a layer, lazy or not,
+// is so.
 func (p *shorePull) Plan(_ context.Context, outlines []int) error {
 	p.alive(fetcher.Demand)
 	p.word.Store(len(outlines) > 0)
@@ -36,23 +40,12 @@ func (p *shorePull) settled() bool {
 	return !p.awaits || p.planned && len(p.pending) == 0
 }
 
-// settle notes that no more outlines come.
-func (p *shorePull) settle() {
+// noMore notes that no more outlines come.
+func (p *shorePull) noMore() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.planned, p.pending = true, nil
 	p.change()
-}
-
-// awaitsOutlines tells whether layers of a manifest may turn out to be lazy by the
-// proxy's word.
-func (s *onShore) awaitsOutlines(m *ocispec.Manifest) bool {
-	for _, desc := range m.Layers {
-		if _, ok := desc.Annotations[annotation.TOCDigest]; !ok && s.cfg.Unconverted {
-			return true
-		}
-	}
-	return false
 }
 
 // takeOutline makes a layer lazy that was never converted, and keeps the outline
@@ -92,67 +85,94 @@ func (p *shorePull) arrived(layer int) {
 	p.change()
 }
 
-// compareEvery is how often it is looked whether layers have become whole that are
-// here on the proxy's word.
-const compareEvery = time.Minute
-
-// compare compares the diffIDs of layers that are here on the proxy's word, as they
-// become whole.
-func (n *node) compare(ctx context.Context) error {
-	t := time.NewTicker(compareEvery)
-	defer t.Stop()
-	for {
-		if err := n.compareAll(ctx); err != nil && ctx.Err() == nil {
-			n.log.WarnContext(ctx, "layers on the proxy's word cannot be compared; it will be tried again", slog.Any("error", err))
+// awaitsOutlines tells whether layers of a manifest may turn out to be lazy by the
+// proxy's word.
+func (s *onShore) awaitsOutlines(m *ocispec.Manifest) bool {
+	for _, desc := range m.Layers {
+		if _, ok := desc.Annotations[annotation.TOCDigest]; !ok && s.cfg.Unconverted {
+			return true
 		}
-		select {
-		case <-t.C:
-		case <-ctx.Done():
+	}
+	return false
+}
+
+// How long a pull waits for outlines before the log says so, and how often it says how
+// far the proxy is. Guesses.
+const (
+	settleQuietly = 2 * time.Second
+	settleSays    = 30 * time.Second
+)
+
+// settle waits until it is known which layers of an image are lazy by the proxy's word:
+// for as long as the proxy is at it, since a layer that crosses whole takes longer than
+// the proxy takes to read it. It implements mirror.Options.Settle.
+func (s *onShore) settle(ctx context.Context, src catalog.Source, man registry.Manifest) error {
+	var m ocispec.Manifest
+	if json.Unmarshal(man.Body, &m) != nil || !s.awaitsOutlines(&m) {
+		return nil
+	}
+	if _, err := s.n.catalog.Image(man.Digest); err == nil {
+		return nil // it stays what it is
+	}
+	attrs := []any{slog.String("image", src.Host+"/"+src.Repo), slog.String("manifest", man.Digest.String())}
+	began := time.Now()
+	told := time.NewTimer(settleQuietly)
+	defer told.Stop()
+	var p *shorePull
+	for {
+		given, turned := s.givenUp()
+		if given {
+			return nil // registries say nothing of it
+		}
+		if p == nil {
+			p = s.bringing(src, man.Digest)
+		}
+		done, changed, says := p.isSettled()
+		if done {
 			return nil
 		}
+		select {
+		case <-changed:
+		case <-turned:
+		case <-told.C:
+			s.log.InfoContext(ctx, "an image that was not converted is read by the proxy first; its pull waits until it is known what is in its layers",
+				append(attrs, slog.Duration("since", time.Since(began).Round(time.Second)), slog.String("proxy", says))...)
+			told.Reset(settleSays)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 }
 
-func (n *node) compareAll(ctx context.Context) error {
-	layers, err := n.catalog.AllLayers()
-	if err != nil {
-		return err
-	}
-	for i := range layers {
-		l := &layers[i]
-		if !l.OnWord() || l.Outline == "" || l.Verified || l.Wrong != "" {
-			continue
-		}
-		if c, err := n.fetcher.Completeness(l.Slot); err != nil || !c.Complete() {
-			continue
-		}
-		began := time.Now()
-		wrong, err := n.fetcher.Compare(ctx, l.Slot)
-		if err == nil {
-			err = n.catalog.Compared(l.Slot, wrong)
-		}
-		switch {
-		case err != nil:
-			n.log.WarnContext(ctx, "a layer cannot be compared with its diffID; it will be tried again", slog.String("layer", l.Blob.String()), slog.Any("error", err))
-		case wrong != "":
-			n.log.ErrorContext(ctx, "a layer is not what its image says: images that have it are in quarantine", slog.String("layer", l.Blob.String()), slog.String("why", wrong))
-		default:
-			n.log.InfoContext(ctx, "a layer that was not converted is whole, and what its image says", slog.String("layer", l.Blob.String()), slog.Duration("took", time.Since(began)))
+// bringing returns the pull that brings a manifest, or asks for one.
+func (s *onShore) bringing(src catalog.Source, d digest.Digest) *shorePull {
+	s.mu.Lock()
+	pulls := slices.Clone(s.pulls)
+	s.mu.Unlock()
+	for _, p := range slices.Backward(pulls) {
+		p.mu.Lock()
+		found := p.src == src && p.err == nil && p.own.Digest == d
+		p.mu.Unlock()
+		if found && !p.takenBack() {
+			return p
 		}
 	}
-	return nil
+	return s.ask(src, d.String(), knownImage{})
 }
 
-// quarantined says why an image is in quarantine; empty: it isn't.
-func (n *node) quarantined(img *catalog.Image) (string, error) {
-	for _, slot := range slotsOf(img) {
-		l, err := n.catalog.Layer(slot)
-		if err != nil {
-			return "", err
-		}
-		if l.Wrong != "" {
-			return "quarantine: layer " + l.Blob.Encoded()[:12] + ": " + l.Wrong, nil
-		}
-	}
-	return "", nil
+// takenBack tells whether a word of the proxy that a pull has brought was given up since,
+// with the image.
+func (p *shorePull) takenBack() bool {
+	return slices.ContainsFunc(p.slots(), func(slot uint32) bool {
+		l, err := p.s.n.catalog.Layer(slot)
+		return err == nil && l.OnWord() && l.Outline == ""
+	})
+}
+
+// isSettled tells whether it is known which layers are lazy, or never will be, and what
+// the proxy is at.
+func (p *shorePull) isSettled() (done bool, changed <-chan struct{}, says string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.err != nil || p.config && p.settled(), p.changed, p.says
 }

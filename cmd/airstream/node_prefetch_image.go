@@ -81,6 +81,9 @@ func (p *prefetch) meet(ctx context.Context, j *prefetchJob) error {
 		return interrupted(ctx, err)
 	}
 	img := &j.found.Image
+	if err := inQuarantine(p.n.catalog, img); err != nil {
+		return err
+	}
 	if j.layers, err = p.n.catalog.Hot(img.Manifest); err != nil {
 		return err
 	}
@@ -157,6 +160,9 @@ func (p *prefetch) complete(ctx context.Context, j *prefetchJob) error {
 			break
 		}
 		err = p.fetch(ctx, j)
+	}
+	if err == nil {
+		err = p.n.compareImage(ctx, &j.found.Image)
 	}
 	if err != nil {
 		return interrupted(ctx, err)

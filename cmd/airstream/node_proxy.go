@@ -42,6 +42,8 @@ type onShore struct {
 	mu      sync.Mutex
 	pulls   []*shorePull          // guarded by mu; in use, the oldest first
 	bySlot  map[uint32]shorePlace // guarded by mu
+	waking  map[uint32]*waking    // guarded by mu; slots whose images are asked for again
+	closed  bool                  // guarded by mu; no work begins any more
 	given   bool                  // guarded by mu; the proxy was given up for now: registries are asked
 	turned  chan struct{}         // guarded by mu; closed and replaced when given changes
 	spent   int64                 // guarded by mu; bytes of the session that the meter was told of
@@ -73,7 +75,7 @@ func (n *node) openProxy(cfg config.Node) error {
 	run, stop := context.WithCancel(context.Background())
 	s := &onShore{
 		n: n, cfg: cfg.Proxy, log: n.log, identity: id, run: run, stop: stop,
-		bySlot: map[uint32]shorePlace{}, turned: make(chan struct{}),
+		bySlot: map[uint32]shorePlace{}, waking: map[uint32]*waking{}, turned: make(chan struct{}),
 	}
 	if err := s.openCookies(cfg.Root); err != nil {
 		stop()
@@ -107,6 +109,9 @@ func (s *onShore) begin() {
 
 func (s *onShore) close() error {
 	s.stop()
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
 	s.session.Close()
 	s.work.Wait()
 	return s.saveCookies()
@@ -225,9 +230,12 @@ func (s *onShore) status() *proxyStatus {
 func (s *onShore) Ask(class fetcher.Class, slot uint32, chunks []uint32) {
 	s.mu.Lock()
 	at, ok := s.bySlot[slot]
+	if !ok {
+		s.wake(class, slot, chunks)
+	}
 	s.mu.Unlock()
 	if !ok {
-		return // it is being uncovered
+		return
 	}
 	at.pull.asked(class, at.layer, chunks)
 	at.pull.pull.Demand(laneOf(class), at.layer, chunks...)
@@ -349,22 +357,37 @@ func (s *onShore) enlist(p *shorePull, begin func() *link.Pull) *shorePull {
 	s.pulls = append(s.pulls, p)
 	var old *shorePull
 	if len(s.pulls) > maxShorePulls {
-		// Those on the proxy's word bring what registries can't: they go last.
-		at := max(0, slices.IndexFunc(s.pulls[:maxShorePulls], func(p *shorePull) bool { return !p.word.Load() }))
+		at := leastWanted(s.pulls[:maxShorePulls])
 		old = s.pulls[at]
 		s.pulls = slices.Delete(s.pulls, at, at+1)
 	}
 	s.mu.Unlock()
 	if old != nil {
-		s.forget(old)
+		s.forget(old, false)
 	}
 	s.work.Go(p.follow)
 	return p
 }
 
+// leastWanted returns which pull is to end when there are too many: the oldest that is
+// done, of those first that registries can bring, too.
+func leastWanted(pulls []*shorePull) int {
+	for _, fits := range []func(p *shorePull) bool{
+		func(p *shorePull) bool { return !p.word.Load() && p.idle() },
+		(*shorePull).idle,
+		func(p *shorePull) bool { return !p.word.Load() },
+	} {
+		if at := slices.IndexFunc(pulls, fits); at >= 0 {
+			return at
+		}
+	}
+	return 0
+}
+
 // forget ends a pull. Its layers are asked of another pull that has them, or of
-// registries.
-func (s *onShore) forget(p *shorePull) {
+// registries; or, where those can't bring them, of the proxy again when something of
+// them is wanted.
+func (s *onShore) forget(p *shorePull, failed bool) {
 	p.pull.Cancel()
 	s.mu.Lock()
 	s.pulls = slices.DeleteFunc(s.pulls, func(o *shorePull) bool { return o == p })
@@ -393,6 +416,10 @@ func (s *onShore) forget(p *shorePull) {
 	}
 	given := s.given
 	s.mu.Unlock()
+	slots = slices.DeleteFunc(slots, func(slot uint32) bool {
+		_, inherited := places[slot]
+		return !inherited && s.keep(p, slot, failed)
+	})
 	s.n.fetcher.Uncover(slots...) // what was asked of p does not come
 	for heir := range heirs {
 		if !given {

@@ -46,6 +46,7 @@ type shorePull struct {
 	awaits  bool                      // guarded by mu; outlines may come
 	planned bool                      // guarded by mu; pending is known
 	pending map[int]bool              // guarded by mu; layers whose outlines are to come
+	says    string                    // guarded by mu; what the proxy is at
 }
 
 // change has everybody look again. p.mu is held.
@@ -64,7 +65,7 @@ func (p *shorePull) state(d digest.Digest) (m registry.Manifest, done bool, chan
 		m = p.own
 	}
 	// With the config at hand, learning of the image asks for nothing more.
-	done = m.Digest != "" && (p.config && p.settled() || p.listed != nil && d == "")
+	done = m.Digest != "" && (p.config || p.listed != nil && d == "")
 	return m, done, p.changed, p.err
 }
 
@@ -96,7 +97,7 @@ func (p *shorePull) follow() {
 		err = p.unchanged()
 	}
 	if err == nil {
-		p.settle()
+		p.noMore()
 		pushed, _ := p.s.divide(p)
 		p.s.n.fetcher.Pushed(pushed...)
 		return
@@ -108,7 +109,7 @@ func (p *shorePull) follow() {
 	p.err = err
 	p.change()
 	p.mu.Unlock()
-	p.s.forget(p)
+	p.s.forget(p, true)
 }
 
 // unchanged notes that ref means what it meant before, if the proxy sent no other
@@ -138,6 +139,13 @@ func (p *shorePull) asked(class fetcher.Class, layer int, chunks []uint32) {
 	for _, c := range chunks {
 		p.classes[chunkOf{layer, c}] = class
 	}
+}
+
+// idle tells whether nothing is to come that was asked for.
+func (p *shorePull) idle() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.classes) == 0 && p.pull.Progress().Complete
 }
 
 // chunkOf names a chunk of an image.
@@ -276,7 +284,11 @@ func (p *shorePull) Table(ctx context.Context, t link.Table) (link.Chunks, error
 	case link.FormatEStargz:
 		slot, err = p.slot(t.Layer)
 	case link.FormatOutline:
-		slot, err = p.takeOutline(t)
+		if slot, err = p.takeOutline(t); errors.Is(err, catalog.ErrConflict) {
+			p.s.log.WarnContext(ctx, "what the proxy says of a layer is not taken; the layer crosses whole", slog.String("image", p.src.Host+"/"+p.src.Repo), slog.Any("error", err))
+			p.arrived(t.Layer)
+			return noChunks{}, nil
+		}
 	default:
 		err = fmt.Errorf("a table of contents of format %q, which this version does not know", strings.ToValidUTF8(t.Format, "?"))
 	}
@@ -328,8 +340,20 @@ func (p *shorePull) Base(_ context.Context, b link.Base) ([]byte, error) {
 // Status implements link.Sink.
 func (p *shorePull) Status(text string) {
 	p.alive(fetcher.Demand)
+	p.mu.Lock()
+	p.says = text
+	p.mu.Unlock()
 	p.s.log.Debug("the proxy says", slog.String("image", p.src.Host+"/"+p.src.Repo), slog.String("text", text))
 }
+
+// noChunks are those of a layer that is not lazy: nobody asks for any.
+type noChunks struct{}
+
+// NumChunks implements link.Chunks.
+func (noChunks) NumChunks() int { return 0 }
+
+// ChunkID implements link.Chunks.
+func (noChunks) ChunkID(uint32) (id chunk.ID, size uint32) { return id, 0 }
 
 // treeChunks is a tree as package link asks for chunks.
 type treeChunks struct{ *toc.Tree }

@@ -73,6 +73,11 @@ func (m *Mirror) learn(ctx context.Context, q request, man registry.Manifest) er
 	if known, err := m.known(q, man); known || err != nil {
 		return err
 	}
+	if m.opts.Settle != nil {
+		if err := m.opts.Settle(ctx, q.from, man); err != nil {
+			return err
+		}
+	}
 	layers, err := m.catalog.Layers(q.from, man.Body)
 	if errors.Is(err, catalog.ErrInvalid) {
 		return nil // not an image after all; whoever asked must know what it is

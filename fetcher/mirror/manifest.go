@@ -25,8 +25,15 @@ func (m *Mirror) serveManifest(w http.ResponseWriter, r *http.Request, q request
 	}
 	man, stale, err := m.manifest(r.Context(), q, d)
 	if late, ok := m.expected(d); ok && (errors.Is(err, errLate) || registry.Unreached(err)) && r.Method == http.MethodGet {
-		m.promise(w, r, q, late.MediaType, late.Size)
+		m.promise(w, r, q, registry.Manifest{Digest: d, MediaType: late.MediaType}, late.Size)
 		return
+	}
+	if errors.Is(err, errLate) && man.Digest != "" { // it is here; what is in its layers isn't known yet
+		if r.Method == http.MethodGet {
+			m.promise(w, r, q, man, int64(len(man.Body)))
+			return
+		}
+		err = nil // who only wants its digest asks again before anything is prepared
 	}
 	if err != nil {
 		m.fail(w, r, q, codeManifestUnknown, err)
@@ -50,7 +57,8 @@ func setManifestHeaders(w http.ResponseWriter, d digest.Digest, mediaType string
 
 // manifest returns what q names: by digest, d, from the cache if it is there;
 // by tag, if d is empty, from the registry, and from the cache if that takes too
-// long, which stale tells.
+// long, which stale tells. With errLate it may be here, and not be known yet what is
+// in the image.
 func (m *Mirror) manifest(ctx context.Context, q request, d digest.Digest) (man registry.Manifest, stale bool, err error) {
 	if d == "" {
 		man, stale, err = m.resolve(ctx, q)
@@ -58,7 +66,7 @@ func (m *Mirror) manifest(ctx context.Context, q request, d digest.Digest) (man 
 		man, err = m.byDigest(ctx, q, d, m.limit())
 	}
 	if err != nil {
-		return man, false, err
+		return registry.Manifest{}, false, err
 	}
 	return man, stale, m.know(ctx, q, man, m.limit())
 }
@@ -101,18 +109,20 @@ func (m *Mirror) expected(d digest.Digest) (late, bool) {
 }
 
 // promise begins the answer to a request for a manifest whose size is known,
-// and ends it when the manifest is here, however long that takes: containerd
-// gives up a request without an answer after 30 s, but one that has begun
-// never.
-func (m *Mirror) promise(w http.ResponseWriter, r *http.Request, q request, mediaType string, size int64) {
-	d := digest.Digest(q.ref)
-	setManifestHeaders(w, d, mediaType)
+// and ends it when the manifest is here and its image known, however long that takes:
+// containerd gives up a request without an answer after 30 s, but one that has begun
+// never. A manifest without a body is not here.
+func (m *Mirror) promise(w http.ResponseWriter, r *http.Request, q request, man registry.Manifest, size int64) {
+	setManifestHeaders(w, man.Digest, man.MediaType)
 	w.Header().Set("Content-Length", strconv.FormatInt(size, 10))
 	w.WriteHeader(http.StatusOK)
 	if err := http.NewResponseController(w).Flush(); err != nil {
 		panic(http.ErrAbortHandler)
 	}
-	man, err := m.insist(r.Context(), q, d)
+	var err error
+	if man.Body == nil {
+		man, err = m.insist(r.Context(), q, man.Digest)
+	}
 	if err == nil {
 		err = m.know(r.Context(), q, man, -1)
 	}

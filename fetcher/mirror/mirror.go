@@ -66,6 +66,10 @@ type Options struct {
 	// Tables has layers served from their own tables of contents also where the
 	// image has an artifact whose root says the same: a proxy sends tables.
 	Tables bool
+	// Settle, if set, waits until it is known which layers of an image are lazy, of
+	// which its manifest doesn't say. The manifest is stored; the image is learned
+	// afterwards. An error means that it is not known, and fails the request.
+	Settle func(ctx context.Context, src catalog.Source, man registry.Manifest) error
 	Logger *slog.Logger
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -19,6 +20,9 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/airstream-io/airstream/fetcher/registry"
+	"github.com/airstream-io/airstream/internal/catalog"
 )
 
 // listen serves a node's mirror on loopback and returns its address and a
@@ -320,5 +324,71 @@ func TestErrorsAreJSON(t *testing.T) {
 	n.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", "/v2/", http.NoBody))
 	if w.Code != 200 || w.Header().Get("Docker-Distribution-Api-Version") != "registry/2.0" {
 		t.Errorf("GET /v2/: %d %v", w.Code, w.Header())
+	}
+}
+
+// What is in an image may be known late though its manifest is here: a HEAD is answered,
+// and the answer for the manifest begins before containerd gives it up, by tag and by
+// digest, and ends when the image is known.
+func TestAManifestWaitsForItsImage(t *testing.T) {
+	s := newShore(t)
+	img := randomImage(t)
+	s.push(t, "app:1", img)
+	known := make(chan struct{})
+	n := newNode(t, s, t.TempDir(), func(o *Options, _ map[string]registry.Host) {
+		o.Settle = func(ctx context.Context, src catalog.Source, man registry.Manifest) error {
+			if src.Repo != "app" || man.Digest.String() != digestOf(t, img) {
+				t.Errorf("settle %+v, %s", src, man.Digest)
+			}
+			select {
+			case <-known:
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+	})
+	url, c := n.listen(t, 1500*time.Millisecond)
+	if resp := n.get(t, "HEAD", "app/manifests/1"); resp.status != http.StatusOK || resp.header.Get("Docker-Content-Digest") != digestOf(t, img) {
+		t.Errorf("HEAD: %d %v", resp.status, resp.header)
+	}
+	want, err := img.RawManifest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	type result struct {
+		body []byte
+		err  error
+	}
+	begun, ended := make(chan int, 2), make(chan result, 2)
+	for _, ref := range []string{"1", digestOf(t, img)} {
+		go func() {
+			resp, err := fetch(t, c, url+"/v2/app/manifests/"+ref+"?ns=shore.example")
+			if err != nil {
+				begun <- 0
+				ended <- result{nil, err}
+				return
+			}
+			begun <- resp.StatusCode
+			body, err := io.ReadAll(resp.Body)
+			ended <- result{body, errors.Join(err, resp.Body.Close())}
+		}()
+	}
+	for range 2 {
+		if status := <-begun; status != http.StatusOK {
+			t.Errorf("status %d", status)
+		}
+	}
+	if _, err := n.catalog.Image(digest.Digest(digestOf(t, img))); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the image is known before it is known what is in it: %v", err)
+	}
+	close(known)
+	for range 2 {
+		if r := <-ended; r.err != nil || !bytes.Equal(r.body, want) {
+			t.Errorf("%d bytes, %v", len(r.body), r.err)
+		}
+	}
+	if _, err := n.catalog.Image(digest.Digest(digestOf(t, img))); err != nil {
+		t.Error(err)
 	}
 }

@@ -7,13 +7,11 @@ import (
 	"time"
 
 	"github.com/airstream-io/airstream/test/rig/checker"
-	"github.com/airstream-io/airstream/test/rig/images"
 	"github.com/airstream-io/airstream/test/rig/link"
 	"github.com/airstream-io/airstream/test/rig/node"
 	"github.com/airstream-io/airstream/test/rig/refetch"
 	"github.com/airstream-io/airstream/test/rig/registry"
 	"github.com/airstream-io/airstream/test/rig/site"
-	"github.com/airstream-io/airstream/test/rig/tree"
 )
 
 // proxyOnly has a node wait for its proxy, however long that takes.
@@ -81,7 +79,7 @@ func TestProxyIsAllThatANodeNeeds(t *testing.T) {
 	}
 
 	if !testing.Short() { // the tree is the same whoever brings it; the checkers below see to the bytes
-		sc.wantTree(t, img)
+		sc.wantTreeOf(t, img, "redis:hot")
 	}
 
 	_, err = sc.Link.Cut(ctx)
@@ -93,22 +91,6 @@ func TestProxyIsAllThatANodeNeeds(t *testing.T) {
 	must(t, err)
 	_, err = sc.cri.PullImage(ctx, ref, nil) // a tag resolves, too
 	must(t, err)
-}
-
-// wantTree fails unless the tree of redis:hot is what overlayfs unpacks.
-func (sc *scene) wantTree(t *testing.T, img *images.Image) {
-	t.Helper()
-	ctx := t.Context()
-	must(t, sc.Node.PullTransfer(ctx, sc.Ref("redis:hot"), lazySnapshotter)) // for ctr's namespace
-	got := view(t, sc.Site, "redis:hot", lazySnapshotter)
-	must(t, sc.PastMirror())
-	must(t, sc.Node.PullTransfer(ctx, sc.Ref("redis:plain"), node.Overlayfs))
-	must(t, sc.ThroughMirror())
-	diffs, err := tree.Compare(ctx, view(t, sc.Site, "redis:plain", node.Overlayfs), got, treeOptions(img))
-	must(t, err)
-	if len(diffs) > 0 {
-		t.Errorf("%d differences\n%s", len(diffs), tree.Lines(diffs, 40))
-	}
 }
 
 // read starts a container that checks all that is in an image, and returns when
@@ -232,8 +214,8 @@ func TestProxyAndADaemonThatIsKilled(t *testing.T) {
 	must(t, c.end(ctx))
 }
 
-// What was never converted crosses whole, through the proxy too, where a node doesn't
-// take its word for it, and goes on where it was when the proxy died.
+// Where the proxy's word is not taken, what was never converted crosses whole, and goes
+// on where it was when the proxy died.
 func TestProxySendsWhatIsNotLazy(t *testing.T) {
 	sc := proxied(t, profile(t, goodLink), proxyOnly+"unconverted = false\n")
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/airstream-io/airstream/test/rig/link"
@@ -78,6 +79,10 @@ func (s *Site) setUpProxy(ctx context.Context) error {
 func (s *Site) proxyVerb(ctx context.Context, verb string, args ...string) (string, error) {
 	return output(ctx, s.Link.Shore, s.opts.Airstream, append([]string{"proxy", verb, "--config", s.path("proxy.toml")}, args...)...)
 }
+
+// ProxyCache is the directory of the proxy's cache, for tests that spoil it while the
+// proxy is stopped.
+func (s *Site) ProxyCache() string { return filepath.Join(s.path("proxy"), "cache") }
 
 // StartProxy starts the proxy, or starts it again, and waits until it listens.
 func (s *Site) StartProxy(ctx context.Context) (err error) {
