@@ -165,9 +165,9 @@ func (f *Fetcher) storePushed(l *layer, number uint32, p piece, chunks uint32, k
 	return errors.Join(o.Put(p.index, k, content), o.Close())
 }
 
-// PutTable delivers the table of contents of a layer: the JSON, whose digest the
-// caller has compared with the layer's, and where it begins in the blob. It
-// returns the layer's tree.
+// PutTable delivers the table of contents of a layer, covered or not: the JSON, whose
+// digest the caller has compared with the layer's, and where it begins in the blob.
+// It returns the layer's tree.
 func (f *Fetcher) PutTable(ctx context.Context, slot uint32, json []byte, at int64) (*toc.Tree, error) {
 	l, err := f.layer(slot, false)
 	if err != nil {
@@ -218,7 +218,7 @@ func (f *Fetcher) awaitTable(ctx context.Context, l *layer) *toc.Tree {
 		f.mu.Lock()
 		c, changed := l.from.cover, f.recover
 		f.mu.Unlock()
-		if c.by == nil {
+		if c.by == nil && len(l.given) == 0 {
 			return nil
 		}
 		select {
@@ -249,13 +249,13 @@ func (f *Fetcher) bringTable(ctx context.Context, l *layer) (*toc.Tree, error) {
 		f.mu.Lock()
 		covered := l.from.cover.by != nil
 		f.mu.Unlock()
-		if err == nil || !covered || ctx.Err() != nil || errors.Is(err, ErrBadTable) {
+		if err == nil || ctx.Err() != nil || len(l.given) == 0 && (!covered || errors.Is(err, ErrBadTable)) {
 			return tree, err
 		}
 	}
 }
 
-// awaitCover calls do as soon as a Pusher brings a layer.
+// awaitCover calls do as soon as a Pusher brings a layer, or PutTable its table.
 func (f *Fetcher) awaitCover(ctx context.Context, l *layer, do func()) {
 	for {
 		f.mu.Lock()
@@ -267,6 +267,13 @@ func (f *Fetcher) awaitCover(ctx context.Context, l *layer, do func()) {
 		}
 		select {
 		case <-changed:
+		case tree := <-l.given:
+			select {
+			case l.given <- tree: // for awaitTable
+			default: // it came once more
+			}
+			do()
+			return
 		case <-ctx.Done():
 			return
 		}

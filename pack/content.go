@@ -232,4 +232,3 @@ func (p *packer) flush() error {
 	g.Chunks = bundle.Chunks{Tables: g.Tables[:0], Runs: g.Runs[:0], Data: g.Data[:0]}
 	return err
 }
-

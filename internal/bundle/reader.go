@@ -46,6 +46,7 @@ type Reader struct {
 	contents *Contents
 	sig      Signature
 	first    []byte // the record that the manifest was read from
+	copy     []byte // the other one, once it was seen
 	at       int64  // where it was
 	damage   []Damage
 	last     uint32 // number of the last record that was returned
@@ -154,25 +155,50 @@ func (r *Reader) Offset(number uint32) int64 {
 // io.ErrUnexpectedEOF if the stream breaks off before; what was skipped is in Damage
 // in either case.
 func (r *Reader) Next() (Record, error) {
+	h, payload, at, err := r.record()
+	if err != nil {
+		return Record{}, err
+	}
+	raw, err := unpack(r.z, r.seal, &h, payload)
+	if err != nil { // the sender made it so: its hash is what the manifest says
+		return Record{}, fmt.Errorf("bundle: %w", err)
+	}
+	return Record{Number: h.number, Kind: h.kind, Priority: h.priority, Offset: at, Payload: raw}, nil
+}
+
+// NextPacked returns the next record as it is in the bundle, header and all. The
+// bytes are valid until the next call; errors are Next's.
+func (r *Reader) NextPacked() (number uint32, packed []byte, err error) {
+	h, payload, _, err := r.record()
+	if err != nil {
+		return 0, nil, err
+	}
+	return h.number, append(h.append(make([]byte, 0, headerSize+len(payload))), payload...), nil
+}
+
+// Copy returns the second record of the manifest, if it was read.
+func (r *Reader) Copy() []byte { return r.copy }
+
+// Rest returns what follows the records that were read.
+func (r *Reader) Rest() io.Reader { return io.MultiReader(bytes.NewReader(r.buf), r.r) }
+
+func (r *Reader) record() (header, []byte, int64, error) {
 	for {
 		h, payload, at, err := r.next()
 		switch {
 		case errors.Is(err, io.EOF) && r.last < uint32(len(r.contents.Records)) && !r.ended:
-			return Record{}, fmt.Errorf("bundle: after record %d of %d: %w", r.last, len(r.contents.Records), io.ErrUnexpectedEOF)
+			return h, nil, 0, fmt.Errorf("bundle: after record %d of %d: %w", r.last, len(r.contents.Records), io.ErrUnexpectedEOF)
 		case errors.Is(err, io.EOF):
-			return Record{}, io.EOF
+			return h, nil, 0, io.EOF
 		case err != nil:
-			return Record{}, fmt.Errorf("bundle: after record %d of %d: %w", r.last, len(r.contents.Records), err)
-		case h.kind == KindManifest:
-			r.ended = r.ended || h.number > 0
-			continue
+			return h, nil, 0, fmt.Errorf("bundle: after record %d of %d: %w", r.last, len(r.contents.Records), err)
+		case h.kind == KindManifest && h.number > 0:
+			r.ended = true
+			r.copy = append(h.append(nil), payload...)
+		case h.kind != KindManifest:
+			r.last = h.number
+			return h, payload, at, nil
 		}
-		raw, err := unpack(r.z, r.seal, &h, payload)
-		if err != nil { // the sender made it so: its hash is what the manifest says
-			return Record{}, fmt.Errorf("bundle: %w", err)
-		}
-		r.last = h.number
-		return Record{Number: h.number, Kind: h.kind, Priority: h.priority, Offset: at, Payload: raw}, nil
 	}
 }
 

@@ -103,4 +103,3 @@ func (s *Signature) Verify(trusted []Key) (Key, error) {
 	}
 	return Key{}, fmt.Errorf("bundle: %w: it is by key %s, which is not one of those that are trusted", ErrSignature, s.KeyID())
 }
-

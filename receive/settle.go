@@ -1,0 +1,319 @@
+package receive
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/airstream-io/airstream/internal/bundle"
+	"github.com/airstream-io/airstream/internal/catalog"
+)
+
+// activated is what a name meant before.
+type activated struct{ previous digest.Digest }
+
+// Settle looks again at all bundles that wait: what they lack may be here by now.
+func (r *Receiver) Settle(ctx context.Context) ([]Result, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.settle(ctx, nil)
+}
+
+// Pending returns the IDs of the bundles that wait for something.
+func (r *Receiver) Pending() ([]string, error) {
+	list, err := os.ReadDir(r.dir)
+	if err != nil {
+		return nil, fmt.Errorf("receive: %w", err)
+	}
+	var ids []string
+	for _, e := range list {
+		if e.IsDir() && len(e.Name()) == 16 {
+			ids = append(ids, e.Name())
+		}
+	}
+	return ids, nil
+}
+
+// settle looks at own, which may be nil, and all other bundles until nothing
+// changes any more. It returns what became of others that are complete now.
+func (r *Receiver) settle(ctx context.Context, own *pending) (done []Result, err error) {
+	ids, err := r.Pending()
+	if err != nil {
+		return nil, err
+	}
+	all := make([]*pending, 0, len(ids)+1)
+	if own != nil {
+		all = append(all, own)
+	}
+	for _, id := range ids {
+		if own != nil && id == own.id {
+			continue
+		}
+		p, err := r.load(id)
+		if err != nil {
+			r.log.WarnContext(ctx, "a bundle that waits can't be read; apply it again", slog.String("bundle", id), slog.Any("error", err))
+			continue
+		}
+		all = append(all, p)
+	}
+	for progress := true; progress; {
+		progress = false
+		for _, p := range all {
+			n, err := p.drain(ctx)
+			if err != nil {
+				return done, fmt.Errorf("receive: bundle %s: %w", p.id, err)
+			}
+			progress = progress || n > 0
+		}
+	}
+	for _, p := range all {
+		ended, err := p.finish(ctx)
+		if err != nil {
+			return done, fmt.Errorf("receive: bundle %s: %w", p.id, err)
+		}
+		if ended && p != own {
+			var res Result
+			p.report(&res)
+			done = append(done, res)
+		}
+	}
+	return done, nil
+}
+
+// drain places what waits, and returns how many records it placed.
+func (p *pending) drain(ctx context.Context) (placed int, err error) {
+	for _, n := range slices.Clone(p.waiting) {
+		if !slices.Contains(p.waiting, n) {
+			continue
+		}
+		kind, payload, err := p.spooled(n)
+		if err == nil {
+			err = p.place(ctx, kind, payload)
+		}
+		switch {
+		case errors.Is(err, errWait):
+			continue
+		case isWrong(err), errors.Is(err, fs.ErrNotExist):
+			p.lost(n) // it must come again
+		case err != nil:
+			return placed, err
+		default:
+			placed++
+		}
+		// What it brought is durable before it is gone.
+		if err := p.r.store.Flush(); err != nil {
+			return placed, err
+		}
+		if err := p.unspool(n); err != nil {
+			return placed, err
+		}
+	}
+	if placed > 0 {
+		err = p.save()
+	}
+	return placed, err
+}
+
+// finish activates what is complete, and forgets the bundle if nothing of it is
+// left to do.
+func (p *pending) finish(ctx context.Context) (ended bool, err error) {
+	if err := p.learn(ctx); err != nil {
+		return false, err
+	}
+	var list []catalog.Activation
+	whole := true
+	for i := range p.Contents.Images {
+		img := &p.Contents.Images[i]
+		missing, err := p.missing(img)
+		if err != nil {
+			return false, err
+		}
+		if missing != "" {
+			whole = false
+			continue
+		}
+		if !strings.Contains(img.Name, "@") {
+			a := catalog.Activation{Name: img.Name, Tag: catalog.Tag{Digest: img.Digest, MediaType: img.MediaType, Size: img.Size, Seen: time.Now().UTC()}}
+			for _, m := range img.Parts {
+				a.Manifests = append(a.Manifests, m.Digest)
+			}
+			list = append(list, a)
+		}
+	}
+	if p.Activate && (whole || p.Partial) {
+		before, err := p.r.catalog.Activate(list...)
+		if err != nil {
+			return false, err
+		}
+		for name, d := range before {
+			p.changed[name] = activated{d}
+			p.r.log.InfoContext(ctx, "a name means another image", slog.String("image", name), slog.String("before", d.String()), slog.String("bundle", p.id))
+		}
+	}
+	if whole && p.count() == p.Records {
+		return true, p.remove()
+	}
+	if bases, err := p.basesMissing(); err != nil || len(bases) > 0 || p.count() < p.Records {
+		return false, err
+	}
+	// Content was evicted meanwhile, and only the bundle has it.
+	clear(p.received)
+	for _, n := range p.waiting {
+		p.got(n)
+	}
+	return false, p.save()
+}
+
+// learn tells the catalog of images whose config is here.
+func (p *pending) learn(ctx context.Context) error {
+	for i := range p.Contents.Images {
+		img := &p.Contents.Images[i]
+		for _, m := range img.Parts {
+			if _, err := p.r.catalog.Image(m.Digest); !errors.Is(err, fs.ErrNotExist) {
+				if err != nil {
+					return err
+				}
+				continue
+			}
+			mediaType, body, err := p.r.read(m.Digest)
+			if errors.Is(err, fs.ErrNotExist) || !isManifest(mediaType) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			var doc ocispec.Manifest
+			if json.Unmarshal(body, &doc) != nil || !isImage(doc.Config.MediaType) {
+				continue
+			}
+			config, err := p.r.store.ReadBlob(doc.Config.Digest, maxDocument)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err == nil {
+				_, err = p.r.catalog.Learn(sourceOf(img.Name), "", mediaType, body, config)
+			}
+			if err == nil {
+				err = p.r.catalog.Used(m.Digest, time.Now())
+			}
+			switch {
+			case isWrong(err):
+				p.r.log.WarnContext(ctx, "an image of a bundle can't be used", slog.String("image", img.Name), slog.Any("error", err))
+			case err != nil:
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func isImage(configType string) bool {
+	return configType == ocispec.MediaTypeImageConfig || configType == "application/vnd.docker.container.image.v1+json"
+}
+
+// missing says what is not here of an image; empty: all is.
+func (p *pending) missing(img *bundle.Image) (string, error) {
+	if _, ok := p.r.store.HasBlob(img.Digest); !ok {
+		return "its manifest", nil
+	}
+	for _, m := range img.Parts {
+		what, err := p.r.missing(m.Digest)
+		if what != "" || err != nil {
+			return what, err
+		}
+	}
+	return "", nil
+}
+
+// missing says what is not here of a manifest.
+func (r *Receiver) missing(d digest.Digest) (string, error) {
+	mediaType, body, err := r.read(d)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "its manifest", nil
+	}
+	if err != nil || !isManifest(mediaType) {
+		return "", err
+	}
+	var doc ocispec.Manifest
+	if json.Unmarshal(body, &doc) != nil {
+		return "a manifest that can be read", nil
+	}
+	if _, ok := r.store.HasBlob(doc.Config.Digest); !ok {
+		return "its config", nil
+	}
+	if !isImage(doc.Config.MediaType) {
+		for _, l := range doc.Layers {
+			if _, ok := r.store.HasBlob(l.Digest); !ok {
+				return "blob " + l.Digest.String(), nil
+			}
+		}
+		return "", nil
+	}
+	img, err := r.catalog.Image(d)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "an image that agrees with those that are here", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	var slots []uint32
+	for _, l := range img.Layers {
+		if l.Slot != 0 {
+			slots = append(slots, l.Slot)
+		} else if _, ok := r.store.HasBlob(l.Blob); !ok {
+			return "layer " + l.Blob.String(), nil
+		}
+	}
+	if whole, err := r.content.Complete(slots...); !whole || err != nil {
+		return "content of its layers", err
+	}
+	return "", nil
+}
+
+// basesMissing returns what the bundle builds upon and is not here whole.
+func (p *pending) basesMissing() (all []bundle.Base, err error) {
+	for _, b := range p.Contents.Bases {
+		what, err := p.r.missing(b.Digest)
+		if err != nil {
+			return nil, err
+		}
+		if what != "" {
+			all = append(all, b)
+		}
+	}
+	return all, nil
+}
+
+// report fills in what is known of the bundle.
+func (p *pending) report(res *Result) {
+	res.Bundle, res.Records, res.Received, res.Waiting = p.id, p.Records, p.count(), len(p.waiting)
+	for i := range p.Contents.Images {
+		img := &p.Contents.Images[i]
+		ir := ImageResult{Name: img.Name, Digest: img.Digest}
+		var err error
+		if ir.Missing, err = p.missing(img); err != nil {
+			ir.Missing = err.Error()
+		}
+		ir.Complete = ir.Missing == ""
+		if tag, err := p.r.catalog.Tag(img.Name); err == nil {
+			ir.Active = tag.Digest == img.Digest
+		}
+		if c, ok := p.changed[img.Name]; ok {
+			ir.Changed, ir.Previous = true, c.previous
+		}
+		res.Images = append(res.Images, ir)
+	}
+	if !res.Complete() {
+		res.Bases, _ = p.basesMissing() // for people: what is missing is said anyway
+	}
+}
