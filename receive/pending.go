@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/airstream-io/airstream/internal/bundle"
 	"github.com/airstream-io/airstream/internal/store"
@@ -224,4 +225,28 @@ func syncDir(dir string) error {
 		return err
 	}
 	return errors.Join(f.Sync(), f.Close())
+}
+
+// Next returns the number of the first record of a bundle that is not here; 0 if
+// none is.
+func (r *Receiver) Next(id string) (uint32, error) {
+	if !validID(id) {
+		return 0, fmt.Errorf("receive: %q is no bundle's ID", id)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p, err := r.load(id)
+	if err != nil {
+		return 0, nil //nolint:nilerr // as good as none
+	}
+	for n := uint32(1); n <= uint32(p.Records); n++ {
+		if !p.has(n) {
+			return n, nil
+		}
+	}
+	return 0, nil
+}
+
+func validID(s string) bool {
+	return len(s) == 16 && strings.Trim(s, "0123456789abcdef") == ""
 }

@@ -37,7 +37,7 @@ func (r *Receiver) Pending() ([]string, error) {
 	}
 	var ids []string
 	for _, e := range list {
-		if e.IsDir() && len(e.Name()) == 16 {
+		if e.IsDir() && validID(e.Name()) {
 			ids = append(ids, e.Name())
 		}
 	}

@@ -56,6 +56,29 @@ func ParseKey(s string) (Key, error) {
 	return k, nil
 }
 
+// ReadKeys reads a file of public keys, each on a line that begins with RW; other
+// lines are comments.
+func ReadKeys(file string) (keys []Key, err error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("bundle: public keys: %w", err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if line = strings.TrimSpace(line); !strings.HasPrefix(line, "RW") {
+			continue
+		}
+		k, err := ParseKey(line)
+		if err != nil {
+			return nil, err
+		}
+		keys = append(keys, k)
+	}
+	if len(keys) == 0 { // nobody is not anybody
+		return nil, fmt.Errorf("bundle: %s holds no minisign public key", file)
+	}
+	return keys, nil
+}
+
 // ID returns the key's ID in hex digits, as minisign shows it.
 func (k Key) ID() string { return fmt.Sprintf("%016X", k.key.ID()) }
 
