@@ -227,24 +227,15 @@ func syncDir(dir string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// Next returns the number of the first record of a bundle that is not here; 0 if
-// none is.
-func (r *Receiver) Next(id string) (uint32, error) {
-	if !validID(id) {
-		return 0, fmt.Errorf("receive: %q is no bundle's ID", id)
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	p, err := r.load(id)
-	if err != nil {
-		return 0, nil //nolint:nilerr // as good as none
-	}
+// next returns the number of the first record that is not here; 0 if none is
+// missing.
+func (p *pending) next() uint32 {
 	for n := uint32(1); n <= uint32(p.Records); n++ {
 		if !p.has(n) {
-			return n, nil
+			return n
 		}
 	}
-	return 0, nil
+	return 0
 }
 
 func validID(s string) bool {

@@ -116,6 +116,7 @@ type Result struct {
 	Records  int             `json:"records"`          // that it has
 	Received int             `json:"received"`         // of these, how many are here
 	New      int             `json:"new"`              // of these, how many came now
+	Next     uint32          `json:"next,omitempty"`   // the first that is not here; 0: all are
 	Waiting  int             `json:"waiting"`          // records that can't be placed yet
 	Damage   []bundle.Damage `json:"damage,omitempty"`
 	Images   []ImageResult   `json:"images"`
@@ -167,10 +168,17 @@ func (r *Receiver) Apply(ctx context.Context, in io.Reader, o Order) (Result, er
 	if err != nil {
 		return res, fmt.Errorf("receive: %w", err)
 	}
-	if err := r.room(ctx, p, contents); err != nil {
-		return res, err
+	whole, err := p.whole()
+	if err != nil {
+		return res, fmt.Errorf("receive: %w", err)
 	}
-	err = r.take(ctx, p, rd, &res)
+	if whole { // nothing of it is needed
+		for n := range uint32(p.Records) {
+			p.got(n + 1)
+		}
+	} else if err = r.room(ctx, p, contents); err == nil {
+		err = r.take(ctx, p, rd, &res)
+	}
 	err = errors.Join(err, p.save())
 	res.Damage = rd.Damage()
 	others, settleErr := r.settle(ctx, p)

@@ -221,6 +221,16 @@ func isImage(configType string) bool {
 	return configType == ocispec.MediaTypeImageConfig || configType == "application/vnd.docker.container.image.v1+json"
 }
 
+// whole tells whether all images of the bundle are here.
+func (p *pending) whole() (bool, error) {
+	for i := range p.Contents.Images {
+		if what, err := p.missing(&p.Contents.Images[i]); what != "" || err != nil {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
 // missing says what is not here of an image; empty: all is.
 func (p *pending) missing(img *bundle.Image) (string, error) {
 	if _, ok := p.r.store.HasBlob(img.Digest); !ok {
@@ -296,7 +306,7 @@ func (p *pending) basesMissing() (all []bundle.Base, err error) {
 
 // report fills in what is known of the bundle.
 func (p *pending) report(res *Result) {
-	res.Bundle, res.Records, res.Received, res.Waiting = p.id, p.Records, p.count(), len(p.waiting)
+	res.Bundle, res.Records, res.Received, res.Waiting, res.Next = p.id, p.Records, p.count(), len(p.waiting), p.next()
 	for i := range p.Contents.Images {
 		img := &p.Contents.Images[i]
 		ir := ImageResult{Name: img.Name, Digest: img.Digest}

@@ -24,7 +24,6 @@ import (
 //	GET  /v1/limits            limitStatus
 //	POST /v1/limits            limitChange; limitStatus
 //	POST /v1/reload            reloaded
-//	GET  /v1/bundle?id=ID      bundleProgress
 //	POST /v1/bundle?activate&partial&key=KEY&identity=FILE
 //	                           a bundle as the body, from its manifest on; bundleReply
 //	GET  /v1/inventory         []inventory.Image

@@ -35,7 +35,6 @@ func (n *node) adminHandler() http.Handler {
 		"GET /v1/limits":           n.getLimits,
 		"POST /v1/limits":          n.postLimits,
 		"POST /v1/reload":          n.postReload,
-		"GET /v1/bundle":           n.getBundle,
 		"POST /v1/bundle":          n.postBundle,
 		"GET /v1/inventory":        n.getInventory,
 		"POST /v1/rollback":        n.postRollback,

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"net/url"
 	"path/filepath"
 	"time"
@@ -78,20 +77,6 @@ func applyBundle(ctx context.Context, v *verb, f applyFlags, name string) (reply
 		return reply, err
 	}
 	defer b.Close() //nolint:errcheck // a reader
-	var known bundleProgress
-	if err := client.ask(ctx, http.MethodGet, "/v1/bundle?id="+b.ID().String(), nil, &known); err != nil {
-		return reply, err
-	}
-	rest, done := b.Rest(), int64(0)
-	if b.size > 0 {
-		if known.Next > 0 && int(known.Next) <= len(b.contents.Records) {
-			done = b.Offset(known.Next)
-		}
-		if _, err := b.file.Seek(done, io.SeekStart); err != nil {
-			return reply, err
-		}
-		rest = b.file
-	}
 	q := url.Values{"key": f.keys}
 	for _, file := range f.identities {
 		abs, err := filepath.Abs(file)
@@ -106,16 +91,32 @@ func applyBundle(ctx context.Context, v *verb, f applyFlags, name string) (reply
 	if f.partial {
 		q.Set("partial", "true")
 	}
+	send := func(body io.Reader) error {
+		return client.send(ctx, "/v1/bundle?"+q.Encode(), body, func(r io.Reader) error {
+			reply = bundleReply{}
+			if err := json.NewDecoder(io.LimitReader(r, maxAnswer)).Decode(&reply); err != nil {
+				return exitWith(exitIncomplete, fmt.Errorf("the node stopped; run the same command again to go on: %w", err))
+			}
+			return nil
+		})
+	}
+	// By the manifest alone the node tells what it lacks, and whether it takes any.
+	if err := send(bytes.NewReader(b.Manifest())); err != nil || reply.Code != exitIncomplete {
+		return reply, err
+	}
+	rest, done := b.Rest(), int64(0)
+	if b.size > 0 {
+		if n := reply.Result.Next; n > 0 && int(n) <= len(b.contents.Records) {
+			done = b.Offset(n)
+		}
+		if _, err := b.file.Seek(done, io.SeekStart); err != nil {
+			return reply, err
+		}
+		rest = b.file
+	}
 	bar := newByteProgress(v.std.err, "apply", f.noProgress)
 	defer bar.finish()
-	body := &meteredReader{r: io.MultiReader(bytes.NewReader(b.Manifest()), rest), done: done, total: b.size, bar: bar}
-	err = client.send(ctx, "/v1/bundle?"+q.Encode(), body, func(r io.Reader) error {
-		if err := json.NewDecoder(io.LimitReader(r, maxAnswer)).Decode(&reply); err != nil {
-			return exitWith(exitIncomplete, fmt.Errorf("the node stopped; run the same command again to go on: %w", err))
-		}
-		return nil
-	})
-	return reply, err
+	return reply, send(io.MultiReader(bytes.NewReader(b.Manifest()), &meteredReader{r: rest, done: done, total: b.size, bar: bar}))
 }
 
 // meteredReader shows how much was read.

@@ -26,11 +26,6 @@ type bundleReply struct {
 	Code   int            `json:"code,omitempty"` // exit code that Error means
 }
 
-// bundleProgress is how much of a bundle is here.
-type bundleProgress struct {
-	Next uint32 `json:"next"` // the first record that is not; 0: none is
-}
-
 // bundleContent is the fetcher as receive sees it.
 type bundleContent struct{ *fetcher.Fetcher }
 
@@ -57,11 +52,6 @@ func (n *node) roomFor(ctx context.Context, need int64) error {
 		_, err = n.collect(ctx, cache.Options{Limit: max(1, u.Bytes-need-over)})
 	}
 	return err
-}
-
-func (n *node) getBundle(w http.ResponseWriter, r *http.Request) {
-	next, err := n.bundles.Next(r.URL.Query().Get("id"))
-	n.answer(w, r, bundleProgress{next}, err)
 }
 
 // postBundle takes in what the request's body holds of a bundle.
