@@ -256,7 +256,7 @@ func (r *Receiver) missing(d digest.Digest) (string, error) {
 	}
 	var doc ocispec.Manifest
 	if json.Unmarshal(body, &doc) != nil {
-		return "a manifest that can be read", nil
+		return "a manifest that can be read", nil //nolint:nilerr // that is what is missing
 	}
 	if _, ok := r.store.HasBlob(doc.Config.Digest); !ok {
 		return "its config", nil

@@ -85,7 +85,7 @@ func (c *checkedBundle) table(w io.Writer) error {
 // verdict is an error if something is wrong.
 func (c *checkedBundle) verdict() error {
 	switch {
-	case len(c.Damage) > 0 && !(c.Cut && len(c.Damage) == 1):
+	case len(c.Damage) > 0:
 		return exitWith(exitVerify, fmt.Errorf("the bundle is damaged: %d of %d records are missing; what is sound can be applied", c.Records-c.Sound, c.Records))
 	case c.Cut:
 		return exitWith(exitIncomplete, fmt.Errorf("the bundle breaks off: %d of %d records are here; what is here can be applied", c.Sound, c.Records))

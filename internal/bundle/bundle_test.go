@@ -22,10 +22,10 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func must(t testing.TB, err error) {
-	t.Helper()
+func must(tb testing.TB, err error) {
+	tb.Helper()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 }
 
@@ -40,30 +40,30 @@ func content(seed uint64, n int) []byte {
 }
 
 // write writes a bundle of blobs with these sizes.
-func write(t testing.TB, o Options, sizes ...int) ([]byte, *Contents) {
-	t.Helper()
-	o.WorkDir = t.TempDir()
+func write(tb testing.TB, o Options, sizes ...int) ([]byte, *Contents) {
+	tb.Helper()
+	o.WorkDir = tb.TempDir()
 	w, err := Create(o)
-	must(t, err)
-	defer func() { must(t, w.Close()) }()
+	must(tb, err)
+	defer func() { must(tb, w.Close()) }()
 	doc := Document{"application/vnd.oci.image.manifest.v1+json", []byte(`{"schemaVersion":2}`)}
-	must(t, w.Add(KindDocument, PriorityNames, doc.Encode()))
+	must(tb, w.Add(KindDocument, PriorityNames, doc.Encode()))
 	for i, n := range sizes {
 		b := content(uint64(i), n)
-		must(t, w.AddBlob(KindBlob, PriorityRest, Part{Sum: sha256.Sum256(b), Size: int64(n)}, bytes.NewReader(b)))
+		must(tb, w.AddBlob(KindBlob, PriorityRest, Part{Sum: sha256.Sum256(b), Size: int64(n)}, bytes.NewReader(b)))
 	}
 	c := &Contents{Images: []Image{{Name: "registry.example/app:1", Digest: digest.FromBytes(doc.Body), MediaType: doc.MediaType, Size: int64(len(doc.Body))}}}
 	var out bytes.Buffer
 	_, err = w.Finish(c, &out)
-	must(t, err)
+	must(tb, err)
 	return out.Bytes(), c
 }
 
 // read returns the numbers of the records that arrive, and the error at the end.
-func read(t testing.TB, r io.Reader, ids ...age.Identity) (numbers []uint32, rd *Reader, err error) {
-	t.Helper()
+func read(tb testing.TB, r io.Reader, ids ...age.Identity) (numbers []uint32, rd *Reader, err error) {
+	tb.Helper()
 	rd, err = NewReader(r)
-	must(t, err)
+	must(tb, err)
 	defer rd.Close()
 	rd.Identities = ids
 	if _, err := rd.Begin(); err != nil {
@@ -76,9 +76,9 @@ func read(t testing.TB, r io.Reader, ids ...age.Identity) (numbers []uint32, rd 
 		}
 		if rec.Kind == KindBlob {
 			p, err := ParsePart(KindBlob, rec.Payload)
-			must(t, err)
+			must(tb, err)
 			if len(p.Data) == 0 && p.Size > 0 {
-				t.Error("an empty part")
+				tb.Error("an empty part")
 			}
 		}
 		numbers = append(numbers, rec.Number)
@@ -131,7 +131,7 @@ func TestAnyPrefixIsOfUse(t *testing.T) {
 	}
 	begin := len(rd.Manifest())
 	for n := range raw {
-		got, _, err := read(t, bytes.NewReader(raw[:n]))
+		got, rd, err := read(t, bytes.NewReader(raw[:n]))
 		if n < begin {
 			if !errors.Is(err, ErrNotBundle) && !errors.Is(err, ErrDamaged) {
 				t.Fatalf("%d bytes: %v", n, err)
@@ -146,6 +146,9 @@ func TestAnyPrefixIsOfUse(t *testing.T) {
 		}
 		if !slices.Equal(got, upTo(want)) {
 			t.Fatalf("%d bytes: records %v, want %d", n, got, want)
+		}
+		if err == nil || len(rd.Damage()) > 0 {
+			t.Fatalf("%d bytes: what is cut off is not damage: %v", n, rd.Damage())
 		}
 		whole := want == uint32(len(ends))
 		if errors.Is(err, io.ErrUnexpectedEOF) == whole || errors.Is(err, io.EOF) != whole {

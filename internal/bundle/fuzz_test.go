@@ -54,7 +54,7 @@ func FuzzBody(f *testing.F) {
 }
 
 func FuzzPayloads(f *testing.F) {
-	sum := Sum(sha256.Sum256([]byte("a")))
+	sum := sha256.Sum256([]byte("a"))
 	doc := Document{"application/x", []byte("{}")}
 	part := Part{Sum: sum, Size: 10, Offset: 3, At: 99, Data: []byte("abc")}
 	group := Chunks{Tables: []Sum{sum}, Runs: []Run{{0, 5, 2}, {0, 1, 1}}, Data: []byte("content")}

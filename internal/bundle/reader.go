@@ -205,7 +205,8 @@ func (r *Reader) record() (header, []byte, int64, error) {
 // next returns the next record of which header and payload are sound. The payload
 // is valid until the next call.
 func (r *Reader) next() (h header, payload []byte, at int64, err error) {
-	bad := int64(0) // bytes skipped
+	bad := int64(0)  // bytes skipped
+	cut := int64(-1) // where a record begins that the stream's end cuts off
 	skip := func(n int) {
 		r.buf = r.buf[n:]
 		r.off += int64(n)
@@ -224,8 +225,9 @@ func (r *Reader) next() (h header, payload []byte, at int64, err error) {
 	for {
 		r.need(headerSize)
 		if len(r.buf) < headerSize {
-			skip(len(r.buf))
-			note()
+			if skip(len(r.buf)); bad >= headerSize && cut != r.off-bad {
+				note()
+			}
 			if r.err == nil || errors.Is(r.err, io.EOF) {
 				r.err = io.EOF
 			}
@@ -242,6 +244,8 @@ func (r *Reader) next() (h header, payload []byte, at int64, err error) {
 					r.known, r.id = true, h.bundle
 					return h, payload, at, nil
 				}
+			} else if cut < 0 {
+				cut = r.off
 			}
 		}
 		if i := bytes.Index(r.buf[1:], []byte(magic)); i >= 0 {

@@ -54,14 +54,15 @@ func TestBundleNeedsNoLink(t *testing.T) {
 	one, two := filepath.Join(dir, "one.bundle"), filepath.Join(dir, "two.bundle")
 	first := packBundle(t, one, ref+"="+shore.reg.Host()+"/redis-1:lazy")
 
+	was, is := digestOnShore(t, "redis-1:lazy"), digestOnShore(t, "redis:lazy")
 	// means pulls the name as containerd does, and starts it.
-	means := func(name string, run node.Run) {
+	means := func(digest string, run node.Run) {
 		t.Helper()
 		must(t, s.Node.PullTransfer(ctx, ref, lazySnapshotter))
 		list, err := s.Node.Ctr(ctx, "images", "ls", "name=="+ref)
 		must(t, err)
-		if want := digestOnShore(t, name); !strings.Contains(list, want) {
-			t.Errorf("want %s, which is %s on shore: %s", name, want, list)
+		if !strings.Contains(list, digest) {
+			t.Errorf("want %s, as on shore: %s", digest, list)
 		}
 		run.Ref, run.Snapshotter = ref, lazySnapshotter
 		_, err = s.Node.RunUntil(ctx, run)
@@ -77,7 +78,7 @@ func TestBundleNeedsNoLink(t *testing.T) {
 		}
 	}
 	apply("what the name means now", "--activate", one)
-	means("redis-1:lazy", node.Run{Ready: old.Ready()})
+	means(was, node.Run{Ready: old.Ready()})
 	all, err := s.Images(ctx)
 	must(t, err)
 	if len(all) != 1 || !all[0].Complete {
@@ -92,14 +93,14 @@ func TestBundleNeedsNoLink(t *testing.T) {
 		t.Errorf("%d bytes for an update, of %d for the image", second, first)
 	}
 	apply(" complete", two)
-	means("redis-1:lazy", node.Run{Ready: old.Ready()})
+	means(was, node.Run{Ready: old.Ready()})
 	apply("what the name means now", "--activate", two)
-	means("redis:lazy", node.Run{Ready: img.Ready()})
+	means(is, node.Run{Ready: img.Ready()})
 	apply("0 new", "--activate", two)
 
 	_, err = s.Run(ctx, "rollback", ref)
 	must(t, err)
-	means("redis-1:lazy", node.Run{Ready: old.Ready()})
+	means(was, node.Run{Ready: old.Ready()})
 	if c := s.Front.Counts(); c.Connections > 0 {
 		t.Errorf("something crossed the link: %+v", s.Front.Log())
 	}
