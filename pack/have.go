@@ -110,6 +110,7 @@ func (h *have) add(ctx context.Context, s Source, receiver, base int) error {
 		return err
 	}
 	note := func(d digest.Digest) { h.digests[d] = h.digests[d].add(receiver, base) }
+	note(digest.FromBytes(body))
 	note(m.Config.Digest)
 	for _, d := range m.Layers {
 		if !isImage(m.Config.MediaType) || !lazy(d) {

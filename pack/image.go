@@ -74,7 +74,7 @@ func root(ctx context.Context, s Source) (v1.Descriptor, []byte, error) {
 
 // document adds a document, once.
 func (p *packer) document(d document) error {
-	if p.docs[d.digest] {
+	if p.docs[d.digest] || p.have.all(d.digest) {
 		return nil
 	}
 	p.docs[d.digest] = true
@@ -134,6 +134,7 @@ func (p *packer) manifest(ctx context.Context, s Source, d document) (platform s
 	if err := p.document(d); err != nil {
 		return "", err
 	}
+	p.docs[d.digest] = true
 	var m ocispec.Manifest
 	if err := json.Unmarshal(d.body, &m); err != nil {
 		return "", fmt.Errorf("manifest %s: %w", d.digest, err)
@@ -207,6 +208,7 @@ func (p *packer) layer(s Source, d ocispec.Descriptor, image bool) {
 		if base, ok := p.have.which(toc); ok {
 			p.have.used(base) // its table and all of its files
 			l.had = true
+			p.skipped += d.Size
 		}
 		p.byTOC[toc] = l
 		p.layers = append(p.layers, l)

@@ -73,7 +73,7 @@ type Order struct {
 type Summary struct {
 	ID       bundle.ID
 	Contents *bundle.Contents
-	Skipped  int64 // bytes of content, uncompressed, that all receivers have
+	Skipped  int64 // bytes that all receivers have: of files, and of layers that they have whole as the registry has these
 }
 
 // ErrContent says that a source doesn't hold what it says. ErrNoPlatform says that

@@ -85,6 +85,8 @@ func (c *checkedBundle) table(w io.Writer) error {
 // verdict is an error if something is wrong.
 func (c *checkedBundle) verdict() error {
 	switch {
+	case len(c.Damage) > 0 && c.Sound == c.Records:
+		return exitWith(exitVerify, errors.New("the bundle is damaged, and none of its records: all of it can be applied"))
 	case len(c.Damage) > 0:
 		return exitWith(exitVerify, fmt.Errorf("the bundle is damaged: %d of %d records are missing; what is sound can be applied", c.Records-c.Sound, c.Records))
 	case c.Cut:

@@ -86,6 +86,9 @@ func (r *Reader) Begin() (*Contents, error) {
 		if r.contents, err = r.manifest(&h, payload); err != nil {
 			return nil, fmt.Errorf("bundle: manifest: %w", err)
 		}
+		if r.seal == nil {
+			h.number = 0 // as the one in front was; a sealed one can't be another
+		}
 		r.first = append(h.append(make([]byte, 0, headerSize+len(payload))), payload...)
 		r.at = at
 		return r.contents, nil

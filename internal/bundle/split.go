@@ -63,8 +63,10 @@ func Split(r *Reader, size int64, next func(n int) (io.WriteCloser, error)) (pie
 // Join puts records of a bundle, from pieces in any order, where they belong in out.
 // It notes in have, one for each record, which there are.
 func Join(r *Reader, out io.WriterAt, have []bool) error {
-	if _, err := out.WriteAt(r.Manifest(), 0); err != nil {
-		return err
+	if !r.Late() || !r.Sealed() {
+		if _, err := out.WriteAt(r.Manifest(), 0); err != nil {
+			return err
+		}
 	}
 	for {
 		n, b, err := r.NextPacked()

@@ -5,12 +5,12 @@
 //
 // # Format, version 1
 //
-//	magic   8 B   "ASINV001"
+//	magic   4 B   "ASI1"
 //	        uvarint repositories, in byte order; for each
 //	          uvarint  bytes that its name, "host/repo", shares with the one before
 //	          uvarint  bytes that follow, and these
 //	          uvarint  images, and for each the SHA-256 of its manifest [32]
-//	check   8 B   the first bytes of the SHA-256 of all before
+//	check   4 B   the first bytes of the SHA-256 of all before
 //
 // An image costs 32 bytes, and what its repository's name has that the one before
 // it has not. A reader refuses another magic.
@@ -42,8 +42,8 @@ func (i Image) Name() string { return i.Repo + "@" + i.Manifest.String() }
 var ErrInvalid = errors.New("not a valid inventory")
 
 const (
-	magic     = "ASINV001"
-	checkSize = 8
+	magic     = "ASI1"
+	checkSize = 4
 	maxName   = 1024
 	// MaxSize bounds an inventory, in bytes: of 100,000 images.
 	MaxSize = 8 << 20
