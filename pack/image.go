@@ -52,6 +52,9 @@ func (p *packer) image(ctx context.Context, img Image) error {
 		}
 		entry.Parts = append(entry.Parts, bundle.Manifest{Digest: m.digest, Platform: platform})
 	}
+	if err := p.referrers(ctx, img.Source, &entry); err != nil {
+		return err
+	}
 	p.contents.Images = append(p.contents.Images, entry)
 	return nil
 }

@@ -62,9 +62,12 @@ type Order struct {
 	Platforms []string
 	// Blobs has layers that were converted cross as the registry's bytes, so that the
 	// image can be exported for other tools. A node makes no use of these.
-	Blobs   bool
-	WorkDir string         // for the layers; "": the system's
-	Bundle  bundle.Options // its WorkDir is the same
+	Blobs bool
+	// Referrers has what refers to the images go in as well, from sources that are
+	// Referring.
+	Referrers bool
+	WorkDir   string         // for the layers; "": the system's
+	Bundle    bundle.Options // its WorkDir is the same
 	// Progress is told what is being done, and may be nil.
 	Progress func(doing string)
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/airstream-io/airstream/internal/bundle"
@@ -42,6 +43,37 @@ func (r *Receiver) Pending() ([]string, error) {
 		}
 	}
 	return ids, nil
+}
+
+// Waiting returns the bundles that wait for something, and what for.
+func (r *Receiver) Waiting() ([]Result, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	ids, err := r.Pending()
+	if err != nil {
+		return nil, err
+	}
+	all := []Result{}
+	for _, id := range ids {
+		res := Result{Bundle: id}
+		if p, err := r.load(id); err == nil {
+			p.report(&res)
+		}
+		all = append(all, res)
+	}
+	return all, nil
+}
+
+// Forget gives a bundle up that waits: what it brought stays like anything else, and
+// its spool goes. The error is fs.ErrNotExist if there is none.
+func (r *Receiver) Forget(id string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p := r.pending(id)
+	if _, err := os.Stat(p.path("")); err != nil || !validID(id) {
+		return fmt.Errorf("receive: bundle %q: %w", id, fs.ErrNotExist)
+	}
+	return p.remove()
 }
 
 // settle looks at own, which may be nil, and all other bundles until nothing
@@ -160,6 +192,9 @@ func (p *pending) finish(ctx context.Context) (ended bool, err error) {
 			p.r.log.InfoContext(ctx, "a name means another image", slog.String("image", name), slog.String("before", d.String()), slog.String("bundle", p.id))
 		}
 	}
+	if err := p.refer(); err != nil {
+		return false, err
+	}
 	if whole && p.count() == p.Records {
 		return true, p.remove()
 	}
@@ -217,15 +252,47 @@ func (p *pending) learn(ctx context.Context) error {
 	return nil
 }
 
+// refer tells the catalog what refers to the images, as far as it is here.
+func (p *pending) refer() error {
+	for i := range p.Contents.Images {
+		img := &p.Contents.Images[i]
+		lists := map[digest.Digest][]ocispec.Descriptor{}
+		for _, r := range img.Referrers {
+			if what, err := p.r.missing(r.Digest); what == "" && err == nil {
+				lists[r.Subject] = append(lists[r.Subject], ocispec.Descriptor{MediaType: r.MediaType, Digest: r.Digest, Size: r.Size, ArtifactType: r.ArtifactType, Annotations: r.Annotations})
+			}
+		}
+		for subject, list := range lists {
+			index, err := json.Marshal(ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: list})
+			if err != nil {
+				return err
+			}
+			src := sourceOf(img.Name)
+			if old, err := p.r.catalog.Referrers(src, subject); err == nil && len(old.Index) >= len(index) {
+				continue // a registry has told of more
+			}
+			if err := p.r.catalog.SetReferrers(src, subject, index, time.Now()); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 func isImage(configType string) bool {
 	return configType == ocispec.MediaTypeImageConfig || configType == "application/vnd.docker.container.image.v1+json"
 }
 
-// whole tells whether all images of the bundle are here.
+// whole tells whether all images of the bundle are here, and what refers to them.
 func (p *pending) whole() (bool, error) {
 	for i := range p.Contents.Images {
 		if what, err := p.missing(&p.Contents.Images[i]); what != "" || err != nil {
 			return false, err
+		}
+		for _, r := range p.Contents.Images[i].Referrers {
+			if what, err := p.r.missing(r.Digest); what != "" || err != nil {
+				return false, err
+			}
 		}
 	}
 	return true, nil

@@ -50,7 +50,7 @@ var mayImport = map[string][]string{
 	"internal/supervise":          {"internal/fdstore"},
 	"internal/toc":                {"internal/chunk"},
 	"internal/trace":              {"internal/chunk", "internal/toc"},
-	"pack":                        {"internal/annotation", "internal/bundle", "internal/toc", "internal/trace"},
+	"pack":                        {"internal/annotation", "internal/artifact", "internal/bundle", "internal/toc", "internal/trace"},
 	"proxy":                       {"internal/annotation", "internal/link", "internal/link/wire", "internal/toc", "internal/trace"},
 	"receive":                     {"internal/bundle", "internal/catalog", "internal/chunk", "internal/store", "internal/toc"},
 	"record":                      {"internal/toc", "internal/trace"},

@@ -35,6 +35,8 @@ func (n *node) adminHandler() http.Handler {
 		"GET /v1/limits":           n.getLimits,
 		"POST /v1/limits":          n.postLimits,
 		"POST /v1/reload":          n.postReload,
+		"GET /v1/bundles":          n.getBundles,
+		"POST /v1/bundles/forget":  n.postForgetBundles,
 		"POST /v1/bundle":          n.postBundle,
 		"GET /v1/inventory":        n.getInventory,
 		"POST /v1/rollback":        n.postRollback,

@@ -33,7 +33,7 @@ docs/bundle.md tells more.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runtimeError(cmd.Help()) },
 	}
 	cmd.AddCommand(
-		newBundleCreateCommand(std), newBundleVerifyCommand(std), newBundleInspectCommand(std), newBundleApplyCommand(std),
+		newBundleCreateCommand(std), newBundleVerifyCommand(std), newBundleInspectCommand(std), newBundleApplyCommand(std), newBundleWaitingCommand(std),
 		newBundleSplitCommand(std), newBundleJoinCommand(std), newBundleExportCommand(std), newBundleImportCommand(std), newBundleExtractCommand(std),
 	)
 	return cmd

@@ -116,7 +116,11 @@ func applyBundle(ctx context.Context, v *verb, f applyFlags, name string) (reply
 	}
 	bar := newByteProgress(v.std.err, "apply", f.noProgress)
 	defer bar.finish()
-	return reply, send(io.MultiReader(bytes.NewReader(b.Manifest()), &meteredReader{r: rest, done: done, total: b.size, bar: bar}))
+	err = send(io.MultiReader(bytes.NewReader(b.Manifest()), &meteredReader{r: rest, done: done, total: b.size, bar: bar}))
+	if errors.Is(err, errNoNode) { // it was there a moment ago
+		err = exitWith(exitIncomplete, fmt.Errorf("the node stopped; run the same command again to go on: %w", err))
+	}
+	return reply, err
 }
 
 // meteredReader shows how much was read.

@@ -32,6 +32,7 @@ type createFlags struct {
 	rate       string
 	dryRun     bool
 	blobs      bool
+	referrers  bool
 	workDir    string
 	plainHTTP  bool
 	noProgress bool
@@ -85,6 +86,7 @@ reached; 5 what was read is not what its digest promises; 7 no space.`,
 	fs.StringArrayVar(&f.have, "to-inventory", nil, "leave out what the inventory in `FILE` has; may be given several times: then what all of them have")
 	fs.StringArrayVar(&f.files, "add", nil, "put a plain file in as well: `FILE`, or NAME=FILE; may be given several times")
 	fs.BoolVar(&f.blobs, "blobs", false, "put in the layers' own bytes, too, so that bundle export can write them; nodes make no use of these")
+	fs.BoolVar(&f.referrers, "referrers", true, "put in what refers to the images, signatures and SBOMs, behind all else")
 	f.register(cmd)
 	return cmd
 }
@@ -169,7 +171,7 @@ func (c *creation) run(ctx context.Context) (err error) {
 // prepare reads what the flags name.
 func (c *creation) prepare(ctx context.Context) (err error) {
 	f, o := &c.flags, &c.order
-	o.Platforms, o.Blobs = f.platforms, f.blobs
+	o.Platforms, o.Blobs, o.Referrers = f.platforms, f.blobs, f.referrers
 	if o.WorkDir = f.workDir; o.WorkDir == "" {
 		if o.WorkDir, err = defaultWorkDir(); err != nil {
 			return err

@@ -78,6 +78,22 @@ func (n *node) postBundle(w http.ResponseWriter, r *http.Request) {
 	n.answer(w, r, reply, nil)
 }
 
+func (n *node) getBundles(w http.ResponseWriter, r *http.Request) {
+	all, err := n.bundles.Waiting()
+	n.answer(w, r, all, err)
+}
+
+// postForgetBundles gives bundles up that wait; their IDs are the order's references.
+func (n *node) postForgetBundles(w http.ResponseWriter, r *http.Request) {
+	o, err := order[refsOrder](r)
+	for _, id := range o.Refs {
+		if err == nil {
+			err = n.bundles.Forget(id)
+		}
+	}
+	n.answer(w, r, o.Refs, err)
+}
+
 // drainLimit is how much of a bundle is read that is of no use any more, in bytes.
 const drainLimit = 16 << 20
 

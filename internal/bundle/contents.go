@@ -44,6 +44,8 @@ type Referrer struct {
 	MediaType    string        `json:"mediaType"`
 	ArtifactType string        `json:"artifactType,omitempty"`
 	Size         int64         `json:"size"`
+	// Annotations are those that the registry's list of referrers gives.
+	Annotations map[string]string `json:"annotations,omitempty"`
 }
 
 // File is a plain file.
