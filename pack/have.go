@@ -124,7 +124,7 @@ func (h *have) add(ctx context.Context, s Source, receiver, base int) error {
 }
 
 // readTrees notes which files' content receivers have.
-func (h *have) readTrees(ctx context.Context) error {
+func (h *have) readTrees(ctx context.Context, workDir string) error {
 	type seen struct {
 		toc      digest.Digest
 		receiver int
@@ -136,7 +136,7 @@ func (h *have) readTrees(ctx context.Context) error {
 			continue
 		}
 		done[key] = true
-		t, err := remoteTable(ctx, l.source, l.desc)
+		t, err := remoteTable(ctx, l.source, l.desc, workDir)
 		if err != nil {
 			return fmt.Errorf("%s: %w", h.images[l.base].Name, err)
 		}

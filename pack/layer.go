@@ -61,7 +61,7 @@ func (p *packer) trees(ctx context.Context) error {
 	if !fetched {
 		return nil
 	}
-	return p.have.readTrees(ctx)
+	return p.have.readTrees(ctx, p.WorkDir)
 }
 
 // fetch copies a layer's blob into a file and reads its table.
@@ -161,7 +161,7 @@ func parseTable(open func() (io.Reader, int64, error), d digest.Digest, at int64
 }
 
 // remoteTable reads the tree of a layer without the rest of it.
-func remoteTable(ctx context.Context, s Source, d ocispec.Descriptor) (t *toc.Tree, err error) {
+func remoteTable(ctx context.Context, s Source, d ocispec.Descriptor, workDir string) (t *toc.Tree, err error) {
 	desc, err := descriptor(d)
 	if err != nil {
 		return nil, err
@@ -180,7 +180,7 @@ func remoteTable(ctx context.Context, s Source, d ocispec.Descriptor) (t *toc.Tr
 			return nil, err
 		}
 	}
-	work, err := os.CreateTemp("", ".airstream-table-")
+	work, err := os.CreateTemp(workDir, ".airstream-table-")
 	if err != nil {
 		return nil, err
 	}

@@ -17,7 +17,10 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/airstream-io/airstream/convert/location"
+	"github.com/airstream-io/airstream/internal/bundle"
 	"github.com/airstream-io/airstream/internal/catalog"
+	"github.com/airstream-io/airstream/internal/toc"
+	"github.com/airstream-io/airstream/internal/trace"
 	"github.com/airstream-io/airstream/pack"
 	"github.com/airstream-io/airstream/receive"
 )
@@ -134,4 +137,74 @@ func (s *signedOver) Blob(ctx context.Context, d v1.Descriptor) (io.ReadCloser, 
 		return rc, nil
 	}
 	return s.other.Blob(ctx, d)
+}
+
+// What a start reads comes first, in its order: a bundle that breaks off behind it
+// has brought it.
+func TestWhatAStartReadsComesFirst(t *testing.T) {
+	img, _ := versions(t)
+	reads := []trace.Read{
+		{Path: "usr/lib/file-4", Size: 140_000}, {Path: "usr/lib/file-1", Offset: 65536, Size: 65536}, {Path: "usr/lib/file-2", Size: 140_000},
+	}
+	src, _ := source(t, img, true, &trace.Trace{Version: trace.Version, Image: name, Layers: 1, Reads: reads})
+	raw := write(t, pack.Order{Images: []pack.Image{{Name: name, Source: src}}})
+	rd, err := bundle.NewReader(bytes.NewReader(raw))
+	must(t, err)
+	defer rd.Close()
+	c, err := rd.Begin()
+	must(t, err)
+	end := 0
+	for i, e := range c.Records {
+		if e.Priority == bundle.PriorityHot {
+			end = int(rd.Offset(uint32(i+1)) + e.Len())
+		}
+	}
+	if end == 0 || end > len(raw)*2/3 {
+		t.Fatalf("what a start reads ends at byte %d of %d", end, len(raw))
+	}
+	n := newNode(t)
+	n.apply(t, raw[:end], activate, receive.ErrIncomplete)
+	images, err := n.catalog.Images()
+	must(t, err)
+	l, err := n.catalog.Layer(images[0].Layers[0].Slot)
+	must(t, err)
+	tree, err := n.store.Tree(l.TOC)
+	must(t, err)
+	for e := range uint32(tree.Len()) {
+		first, last := tree.Chunks(e)
+		if last-first < 2 {
+			continue
+		}
+		o, err := n.store.Object(tree.ObjectID(e), tree.Attr(e).Size, last-first)
+		must(t, err)
+		missing := last - first
+		for k := first; k < last; k++ {
+			if o.Has(k - first) {
+				missing--
+			}
+		}
+		must(t, o.Close())
+		want := uint32(3)
+		switch nameOf(tree, e) {
+		case "file-4", "file-2":
+			want = 0
+		case "file-1":
+			want = 2
+		}
+		if missing != want {
+			t.Errorf("%s: %d chunks are missing, want %d", nameOf(tree, e), missing, want)
+		}
+	}
+}
+
+// nameOf returns the name of a file in usr/lib.
+func nameOf(t *toc.Tree, entry uint32) string {
+	usr, _ := t.Lookup(toc.Root, "usr")
+	lib, _ := t.Lookup(usr, "lib")
+	for k := range t.NumChildren(lib) {
+		if name, e := t.Child(lib, k); e == entry {
+			return name
+		}
+	}
+	return ""
 }

@@ -28,6 +28,7 @@ import (
 	"github.com/airstream-io/airstream/internal/catalog"
 	"github.com/airstream-io/airstream/internal/store"
 	"github.com/airstream-io/airstream/internal/toc"
+	"github.com/airstream-io/airstream/internal/trace"
 	"github.com/airstream-io/airstream/pack"
 	"github.com/airstream-io/airstream/receive"
 )
@@ -221,7 +222,7 @@ func image(t *testing.T, kind string, files ...file) v1.Image {
 
 // source puts an image into a layout, converted if it is to be, and returns it as a
 // source and its digest.
-func source(t *testing.T, img v1.Image, converted bool) (pack.Source, string) {
+func source(t *testing.T, img v1.Image, converted bool, traces ...*trace.Trace) (pack.Source, string) {
 	t.Helper()
 	dir := t.TempDir()
 	l, err := layout.Write(filepath.Join(dir, "plain"), empty.Index)
@@ -238,7 +239,7 @@ func source(t *testing.T, img v1.Image, converted bool) (pack.Source, string) {
 		must(t, err)
 		dst, err := to.OpenDestination(location.Options{}, from)
 		must(t, err)
-		_, err = convert.Run(t.Context(), src, dst, nil, convert.Options{WorkDir: dir})
+		_, err = convert.Run(t.Context(), src, dst, nil, convert.Options{WorkDir: dir, Traces: traces})
 		must(t, errors.Join(err, dst.Close(), src.Close()))
 	}
 	at, err := location.Parse(place, location.Options{})

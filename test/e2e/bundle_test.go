@@ -13,6 +13,7 @@ import (
 	"github.com/airstream-io/airstream/internal/inventory"
 	"github.com/airstream-io/airstream/test/rig/node"
 	"github.com/airstream-io/airstream/test/rig/site"
+	"github.com/airstream-io/airstream/test/rig/tree"
 )
 
 // packBundle runs airstream bundle create on shore and returns what it says, and the
@@ -101,8 +102,22 @@ func TestBundleNeedsNoLink(t *testing.T) {
 	_, err = s.Run(ctx, "rollback", ref)
 	must(t, err)
 	means(was, node.Run{Ready: old.Ready()})
+	apply("what the name means now", "--activate", two)
+	means(is, node.Run{Ready: img.Ready()})
 	if c := s.Front.Counts(); c.Connections > 0 {
 		t.Errorf("something crossed the link: %+v", s.Front.Log())
+	}
+
+	// The tree is the one that a registry's image has.
+	got := view(t, s, "redis:ship", lazySnapshotter)
+	_, err = s.Link.Restore(ctx)
+	must(t, err)
+	must(t, s.PastMirror())
+	must(t, s.Node.PullTransfer(ctx, s.Ref("redis:plain"), node.Overlayfs))
+	diffs, err := tree.Compare(ctx, view(t, s, "redis:plain", node.Overlayfs), got, treeOptions(img))
+	must(t, err)
+	if len(diffs) > 0 {
+		t.Errorf("%d differences\n%s", len(diffs), tree.Lines(diffs, 40))
 	}
 }
 
