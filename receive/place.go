@@ -31,12 +31,9 @@ var (
 // errWait says that a record can't be placed before something else is here.
 var errWait = errors.New("something that it needs is not here yet")
 
-// errWrong says that a record contradicts what it is about.
-var errWrong = errors.New("it contradicts what it is about")
-
 // isWrong tells whether it is the record's fault that it can't be placed.
 func isWrong(err error) bool {
-	return errors.Is(err, errWrong) || errors.Is(err, bundle.ErrDamaged) || errors.Is(err, chunk.ErrMismatch) || errors.Is(err, store.ErrMismatch) ||
+	return errors.Is(err, ErrWrong) || errors.Is(err, bundle.ErrDamaged) || errors.Is(err, chunk.ErrMismatch) || errors.Is(err, store.ErrMismatch) ||
 		errors.Is(err, toc.ErrInvalid) || errors.Is(err, catalog.ErrInvalid) || errors.Is(err, catalog.ErrConflict)
 }
 
@@ -87,7 +84,7 @@ func (p *pending) place(ctx context.Context, kind bundle.Kind, payload []byte) e
 func (p *pending) document(d bundle.Document) error {
 	name := digest.FromBytes(d.Body)
 	if len(d.Body) > maxDocument {
-		return fmt.Errorf("%w: document %s has %d bytes", errWrong, name, len(d.Body))
+		return fmt.Errorf("%w: document %s has %d bytes", ErrWrong, name, len(d.Body))
 	}
 	if err := p.r.store.PutBlob(name, d.Body); err != nil {
 		return err
@@ -241,7 +238,7 @@ func (p *pending) table(ctx context.Context, t bundle.Part) error {
 	}
 	body := t.Data
 	if t.Size > toc.MaxJSONSize {
-		return fmt.Errorf("%w: a table of %d bytes", errWrong, t.Size)
+		return fmt.Errorf("%w: a table of %d bytes", ErrWrong, t.Size)
 	}
 	if int64(len(body)) < t.Size {
 		var err error
@@ -312,12 +309,12 @@ func (p *pending) chunks(g bundle.Chunks) error {
 	for _, run := range g.Runs {
 		t := trees[run.Table]
 		if uint64(run.First)+uint64(run.Count) > uint64(t.NumChunks()) {
-			return fmt.Errorf("%w: chunk %d of %d", errWrong, run.First+run.Count-1, t.NumChunks())
+			return fmt.Errorf("%w: chunk %d of %d", ErrWrong, run.First+run.Count-1, t.NumChunks())
 		}
 		for c := run.First; c < run.First+run.Count; c++ {
 			n := int(t.Chunk(c).Size)
 			if n > len(data) {
-				return fmt.Errorf("%w: content ends early", errWrong)
+				return fmt.Errorf("%w: content ends early", ErrWrong)
 			}
 			if err := p.r.content.Push(p.slots[g.Tables[run.Table]], c, data[:n]); err != nil {
 				return err
@@ -326,7 +323,7 @@ func (p *pending) chunks(g bundle.Chunks) error {
 		}
 	}
 	if len(data) > 0 {
-		return fmt.Errorf("%w: %d bytes too many", errWrong, len(data))
+		return fmt.Errorf("%w: %d bytes too many", ErrWrong, len(data))
 	}
 	return nil
 }
@@ -377,14 +374,14 @@ func (p *pending) delta(ctx context.Context, d bundle.Delta) (err error) {
 // rebuilt stores the content of a file, which is verified chunk by chunk.
 func (p *pending) rebuilt(t *toc.Tree, slot, entry uint32, content io.Reader) error {
 	if int(entry) >= t.Len() {
-		return fmt.Errorf("%w: entry %d of %d", errWrong, entry, t.Len())
+		return fmt.Errorf("%w: entry %d of %d", ErrWrong, entry, t.Len())
 	}
 	var buf []byte
 	for c, end := t.Chunks(entry); c < end; c++ {
 		n := int(t.Chunk(c).Size)
 		buf = slices.Grow(buf[:0], n)[:n]
 		if _, err := io.ReadFull(content, buf); err != nil {
-			return fmt.Errorf("%w: a delta makes too little: %w", errWrong, err)
+			return fmt.Errorf("%w: a delta makes too little: %w", ErrWrong, err)
 		}
 		if err := p.r.content.Push(slot, c, buf); err != nil {
 			return err

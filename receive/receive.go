@@ -67,7 +67,6 @@ type Options struct {
 	Rebuilders map[string]Rebuilder // by codec; what none can read waits
 	// Room is asked for space before content comes, and may be nil.
 	Room func(ctx context.Context, bytes int64) error
-	// Ended is called when a name means something else, and may be nil.
 	Logger *slog.Logger
 }
 
@@ -80,7 +79,8 @@ type Receiver struct {
 	opts    Options
 	log     *slog.Logger
 
-	mu sync.Mutex // held while a bundle is taken in
+	mu     sync.Mutex // held while a bundle is taken in
+	closed bool       // guarded by mu
 }
 
 // Open opens the spool in dir, making it if it isn't there.
@@ -95,6 +95,18 @@ func Open(dir string, s *store.Store, c *catalog.Catalog, content Content, opts 
 	return r, nil
 }
 
+// Close waits for the bundle that is being taken in, whose context should have ended,
+// and takes no other in.
+func (r *Receiver) Close() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.closed = true
+	return nil
+}
+
+// errClosed says that the node stops.
+var errClosed = fmt.Errorf("receive: stopping: %w", context.Canceled)
+
 // Order says what is to become of a bundle.
 type Order struct {
 	Activate   bool           // let its names mean its images, when all of these are here
@@ -105,6 +117,9 @@ type Order struct {
 
 // ErrBaseMissing says that a bundle leaves out what it thinks is here, and isn't.
 var ErrBaseMissing = errors.New("the bundle builds upon images that are not here")
+
+// ErrWrong says that a record contradicts what it is about.
+var ErrWrong = errors.New("it contradicts what it is about")
 
 // ErrIncomplete says that more of a bundle is to come.
 var ErrIncomplete = errors.New("the bundle is not here whole")
@@ -146,6 +161,9 @@ func (r *Result) Complete() bool {
 func (r *Receiver) Apply(ctx context.Context, in io.Reader, o Order) (Result, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.closed {
+		return Result{}, errClosed
+	}
 	rd, err := bundle.NewReader(in)
 	if err != nil {
 		return Result{}, err
@@ -197,8 +215,11 @@ func verdict(res *Result) error {
 		return fmt.Errorf("receive: bundle %s: %w: %d of %d records came", res.Bundle, ErrIncomplete, res.Received, res.Records)
 	case len(res.Bases) > 0:
 		return fmt.Errorf("receive: bundle %s: %w: %s", res.Bundle, ErrBaseMissing, names(res.Bases))
-	case !res.Complete():
-		return fmt.Errorf("receive: bundle %s: %w: content of it was evicted since; apply it again", res.Bundle, ErrIncomplete)
+	}
+	for _, img := range res.Images {
+		if !img.Complete { // it was evicted since, or never was what the image says
+			return fmt.Errorf("receive: bundle %s: %w: %s: %s is missing; apply it again", res.Bundle, ErrIncomplete, img.Name, img.Missing)
+		}
 	}
 	return nil
 }

@@ -27,6 +27,9 @@ type activated struct{ previous digest.Digest }
 func (r *Receiver) Settle(ctx context.Context) ([]Result, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.closed {
+		return nil, errClosed
+	}
 	return r.settle(ctx, nil)
 }
 

@@ -14,6 +14,8 @@ import (
 
 	"github.com/airstream-io/airstream/convert/location"
 	"github.com/airstream-io/airstream/internal/bundle"
+	"github.com/airstream-io/airstream/internal/catalog"
+	"github.com/airstream-io/airstream/internal/chunk"
 	"github.com/airstream-io/airstream/internal/toc"
 	"github.com/airstream-io/airstream/pack"
 	"github.com/airstream-io/airstream/receive"
@@ -155,7 +157,8 @@ func bundleCode(err error) int {
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT), errors.Is(err, unix.EFBIG):
 		return exitSpace
 	case errors.Is(err, bundle.ErrDamaged), errors.Is(err, bundle.ErrNotBundle), errors.Is(err, bundle.ErrSignature), errors.Is(err, bundle.ErrSealed),
-		errors.Is(err, pack.ErrContent), errors.Is(err, toc.ErrInvalid):
+		errors.Is(err, pack.ErrContent), errors.Is(err, toc.ErrInvalid), errors.Is(err, receive.ErrWrong), errors.Is(err, chunk.ErrMismatch),
+		errors.Is(err, catalog.ErrConflict), errors.Is(err, catalog.ErrInvalid):
 		return exitVerify
 	case errors.Is(err, receive.ErrBaseMissing):
 		return exitBaseMissing

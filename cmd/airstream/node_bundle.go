@@ -38,6 +38,9 @@ func (c bundleContent) Complete(slots ...uint32) (bool, error) {
 // openBundles opens the spool of bundles.
 func (n *node) openBundles(root string) (err error) {
 	n.bundles, err = receive.Open(filepath.Join(root, "bundles"), n.store, n.catalog, bundleContent{n.fetcher}, receive.Options{Room: n.roomFor, Logger: n.log})
+	if err == nil {
+		n.closers = append(n.closers, n.bundles.Close)
+	}
 	return err
 }
 
