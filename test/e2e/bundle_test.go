@@ -78,6 +78,15 @@ func TestBundleNeedsNoLink(t *testing.T) {
 			t.Errorf("want %q: %s", want, out)
 		}
 	}
+	// It breaks off, and the daemon dies; then it goes on.
+	raw, err := os.ReadFile(one)
+	must(t, err)
+	part := filepath.Join(dir, "part.bundle")
+	must(t, os.WriteFile(part, raw[:len(raw)*6/10], 0o600))
+	if out, err := s.Run(ctx, "bundle", "apply", "--no-progress", "--activate", part); err == nil {
+		t.Errorf("a part of a bundle is all of it: %s", out)
+	}
+	must(t, s.CrashDaemon(ctx))
 	apply("what the name means now", "--activate", one)
 	means(was, node.Run{Ready: old.Ready()})
 	all, err := s.Images(ctx)
