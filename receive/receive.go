@@ -66,7 +66,7 @@ type Rebuilder interface {
 type Options struct {
 	Rebuilders map[string]Rebuilder // by codec; what none can read waits
 	// Room is asked for space before content comes, and may be nil.
-	Room func(ctx context.Context, bytes int64) error
+	Room   func(ctx context.Context, bytes int64) error
 	Logger *slog.Logger
 }
 
