@@ -55,7 +55,7 @@ endef
 test-unit: gcc ## tests that need neither root nor FUSE
 	@$(race); echo "go test $$race, without root and FUSE"; \
 	{ go test -json $$race -p 2 -timeout 20m $$($(unit_packages)) || failed=1; \
-	  [ -z "$$race" ] || CGO_ENABLED=0 go test -json -timeout 20m -run 'TestMemory|TestIdle|TreeIsThatOfTheSource' ./convert ./convert/layer ./internal/toc ./proxy || failed=1; \
+	  [ -z "$$race" ] || CGO_ENABLED=0 go test -json -timeout 20m -run 'TestMemory|TestIdle|TreeIsThatOfTheSource' ./convert ./convert/layer ./internal/bundle ./internal/toc ./proxy || failed=1; \
 	  [ -z "$${failed-}" ]; } | $(SUM)
 
 test-system: gcc ## tests that need root, FUSE, network namespaces

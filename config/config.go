@@ -30,6 +30,7 @@ type Node struct {
 	Fetch       Fetch               `toml:"fetch"`
 	Limits      Limits              `toml:"limits"`
 	Cache       Cache               `toml:"cache"`
+	Bundle      Bundle              `toml:"bundle"`
 	Registry    map[string]Registry `toml:"registry"` // by host, as image references have it
 }
 
@@ -110,6 +111,13 @@ type Window struct {
 type Cache struct {
 	Limit   Size `toml:"limit"`   // of all cached content; 0: what the disk has
 	Reserve Size `toml:"reserve"` // of the disk that is left free
+}
+
+// Bundle says which bundles are taken in.
+type Bundle struct {
+	// KeysFile holds the minisign public keys of those who may have signed one, each on
+	// a line of its own; empty: whoever is root here may take in any.
+	KeysFile string `toml:"keys_file"`
 }
 
 // Registry says how to reach a registry. What is empty is as everywhere:

@@ -34,6 +34,7 @@ func (s *Settings) validate(lines map[string]int) error {
 	check(slices.Contains([]string{"debug", "info", "warn", "error"}, n.Log.Level), "log.level", "%q is none of debug, info, warn, error", n.Log.Level)
 	check(slices.Contains([]string{"text", "json"}, n.Log.Format), "log.format", "%q is neither text nor json", n.Log.Format)
 	check(n.Fetch.IdleAfter >= 0, "fetch.idle_after", "%v is negative", time.Duration(n.Fetch.IdleAfter))
+	check(n.Bundle.KeysFile == "" || filepath.IsAbs(n.Bundle.KeysFile), "bundle.keys_file", "%q is not an absolute path", n.Bundle.KeysFile)
 	n.Mirror.validate(check)
 	host, _, err := net.SplitHostPort(n.Proxy.Address)
 	check(n.Proxy.Address == "" || err == nil && host != "", "proxy.address", "%q is not HOST:PORT", n.Proxy.Address)

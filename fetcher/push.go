@@ -168,9 +168,10 @@ func (f *Fetcher) storePushed(l *layer, number uint32, p piece, chunks uint32, k
 	return errors.Join(o.Put(p.index, k, content), o.Close())
 }
 
-// PutTable delivers the table of contents of a layer: the JSON, whose digest the
-// caller has compared with the layer's, and where it begins in the blob; of a layer that
-// was never converted, its outline and the size of its tar. It returns the layer's tree.
+// PutTable delivers the table of contents of a layer, covered or not: the JSON, whose
+// digest the caller has compared with the layer's, and where it begins in the blob; of a
+// layer that was never converted, its outline and the size of its tar. It returns the
+// layer's tree.
 func (f *Fetcher) PutTable(ctx context.Context, slot uint32, table []byte, at int64) (*toc.Tree, error) {
 	l, err := f.layer(slot, false)
 	if err != nil {
@@ -243,7 +244,7 @@ func (f *Fetcher) awaitTable(ctx context.Context, l *layer) *toc.Tree {
 		f.mu.Lock()
 		c, changed := l.from.cover, f.recover
 		f.mu.Unlock()
-		if c.by == nil {
+		if c.by == nil && len(l.given) == 0 {
 			return nil
 		}
 		select {
@@ -271,7 +272,7 @@ func (f *Fetcher) bringTable(ctx context.Context, l *layer) (*toc.Tree, error) {
 		tree, err := f.fetchTable(try, l)
 		cancel()
 		watch.Wait()
-		if err == nil || !f.isCovered(l) || ctx.Err() != nil || errors.Is(err, ErrBadTable) {
+		if err == nil || ctx.Err() != nil || len(l.given) == 0 && (!f.isCovered(l) || errors.Is(err, ErrBadTable)) {
 			return tree, err
 		}
 	}
@@ -284,7 +285,7 @@ func (f *Fetcher) isCovered(l *layer) bool {
 	return l.from.cover.by != nil
 }
 
-// awaitCover calls do as soon as a Pusher brings a layer.
+// awaitCover calls do as soon as a Pusher brings a layer, or PutTable its table.
 func (f *Fetcher) awaitCover(ctx context.Context, l *layer, do func()) {
 	for {
 		f.mu.Lock()
@@ -296,6 +297,13 @@ func (f *Fetcher) awaitCover(ctx context.Context, l *layer, do func()) {
 		}
 		select {
 		case <-changed:
+		case tree := <-l.given:
+			select {
+			case l.given <- tree: // for awaitTable
+			default: // it came once more
+			}
+			do()
+			return
 		case <-ctx.Done():
 			return
 		}

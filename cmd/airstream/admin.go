@@ -24,6 +24,12 @@ import (
 //	GET  /v1/limits            limitStatus
 //	POST /v1/limits            limitChange; limitStatus
 //	POST /v1/reload            reloaded
+//	POST /v1/bundle?activate&partial&key=KEY&identity=FILE
+//	                           a bundle as the body, from its manifest on; bundleReply
+//	GET  /v1/bundles           []receive.Result, those that wait
+//	POST /v1/bundles/forget    refsOrder, IDs of bundles; []string
+//	GET  /v1/inventory         []inventory.Image
+//	POST /v1/rollback          refsOrder; []rolledBack
 //	     /debug/pprof/         as net/http/pprof has it
 //
 // An error is answered with apiError and a status of 400 and up.

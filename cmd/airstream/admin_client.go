@@ -43,14 +43,24 @@ func (c *adminClient) ask(ctx context.Context, method, path string, in, out any)
 }
 
 // do sends a request and hands its answer to read. Errors have exit codes.
-func (c *adminClient) do(ctx context.Context, method, path string, in any, read func(io.Reader) error) (err error) {
+func (c *adminClient) do(ctx context.Context, method, path string, in any, read func(io.Reader) error) error {
 	body := []byte{}
 	if in != nil {
+		var err error
 		if body, err = json.Marshal(in); err != nil {
 			return err
 		}
 	}
-	req, err := http.NewRequestWithContext(ctx, method, "http://node"+path, bytes.NewReader(body))
+	return c.exchange(ctx, method, path, bytes.NewReader(body), read)
+}
+
+// send posts a stream and hands the answer to read. Errors have exit codes.
+func (c *adminClient) send(ctx context.Context, path string, body io.Reader, read func(io.Reader) error) error {
+	return c.exchange(ctx, http.MethodPost, path, body, read)
+}
+
+func (c *adminClient) exchange(ctx context.Context, method, path string, body io.Reader, read func(io.Reader) error) (err error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://node"+path, body)
 	if err != nil {
 		return err
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/airstream-io/airstream/fetcher/uplink"
 	"github.com/airstream-io/airstream/internal/catalog"
 	"github.com/airstream-io/airstream/internal/store"
+	"github.com/airstream-io/airstream/receive"
 	"github.com/airstream-io/airstream/snapshotter"
 	"github.com/airstream-io/airstream/snapshotter/layerfs"
 )
@@ -72,9 +73,11 @@ type node struct {
 	tree    *layerfs.Server
 	sn      *snapshotter.Snapshotter
 	mirror  *mirror.Mirror
+	bundles *receive.Receiver
 	shore   *onShore // nil: there is no proxy
 	closers []func() error
 
+	bundleKeys string // file of keys that bundles must be signed with; "": anybody's are taken
 	configFile string // that was named; "" for the default one
 	started    time.Time
 	tuning     tuning
@@ -126,6 +129,7 @@ func (n *node) run(ctx context.Context, cfg config.Node) (err error) {
 	group.Go(func() error { return n.evict(ctx) })
 	group.Go(func() error { return n.reloadOn(ctx, syscall.SIGHUP) })
 	group.Go(func() error { return n.resume(ctx) })
+	group.Go(func() error { return n.settle(ctx) })
 	group.Go(func() error { return n.recheck(ctx, recheckAfter) })
 	group.Go(func() error { return n.compare(ctx) })
 	group.Go(func() error {

@@ -68,7 +68,8 @@ func (n *node) openContent(cfg config.Node) error {
 	}
 	n.mirror = mirror.New(n.store, n.catalog, n.reg, n.fetcher, opts)
 	n.closers = append(n.closers, func() error { n.mirror.Close(); return nil })
-	return nil
+	n.bundleKeys = cfg.Bundle.KeysFile
+	return n.openBundles(cfg.Root)
 }
 
 func mirrorOptions(cfg *config.Mirror, log *slog.Logger) mirror.Options {

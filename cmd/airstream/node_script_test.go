@@ -29,7 +29,15 @@ import (
 
 // The scripts in testdata/plain run verbs on a machine without a node.
 func TestPlainScripts(t *testing.T) {
-	testscript.Run(t, testscript.Params{Dir: "testdata/plain", RequireExplicitExec: true})
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/plain", RequireExplicitExec: true,
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("AIRSTREAM_WORK_DIR", e.WorkDir)
+			e.Setenv("XDG_CACHE_HOME", filepath.Join(e.WorkDir, "cache"))
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"image": scriptImage},
+	})
 }
 
 // The scripts in testdata/node run verbs as processes of their own against a

@@ -1,14 +1,12 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"strings"
 	"time"
 
@@ -98,29 +96,10 @@ func runPrefetch(ctx context.Context, v *verb, f prefetchFlags, refs []string) e
 
 // readRefs reads a list of references.
 func readRefs(file string, in io.Reader) (refs []string, err error) {
-	if file != "-" {
-		f, err := os.Open(file)
-		if err != nil {
-			return nil, err
-		}
-		defer f.Close() //nolint:errcheck // a reader
-		in = f
-	}
-	lines := bufio.NewScanner(in)
-	for n := 1; lines.Scan(); n++ {
-		text, _, _ := strings.Cut(lines.Text(), "#")
-		switch fields := strings.Fields(text); len(fields) {
-		case 0:
-		case 1:
-			if _, _, err := parseRef(fields[0]); err != nil {
-				return nil, fmt.Errorf("%s: line %d: %w", file, n, err)
-			}
-			refs = append(refs, fields[0])
-		default:
-			return nil, fmt.Errorf("%s: line %d: %q is more than one reference", file, n, strings.TrimSpace(text))
-		}
-	}
-	return refs, lines.Err()
+	return readLines(file, in, func(ref string) error {
+		_, _, err := parseRef(ref)
+		return err
+	})
 }
 
 // followPrefetch asks the node and shows how far it comes. The event is the last

@@ -174,3 +174,31 @@ func (l *layout) referrersOf(ctx context.Context, list []*rawjson.Object, tag st
 	d := v1.Descriptor{MediaType: types.OCIImageIndex, Digest: h, Size: size}
 	return d, l.PutManifest(ctx, d, raw)
 }
+
+// Referrers returns the manifests whose subject is another, as PutReferrer has
+// entered them.
+func (l *layout) Referrers(_ context.Context, subject v1.Descriptor) ([]v1.Descriptor, error) {
+	raw, err := readLimited(filepath.Join(l.path, "index.json"))
+	if err != nil {
+		return nil, fmt.Errorf("location: list what refers to %s of %s: %w", subject.Digest, l, notFound(err))
+	}
+	var index v1.IndexManifest
+	if err := json.Unmarshal(raw, &index); err != nil {
+		return nil, fmt.Errorf("location: read %s: %w: index.json: %w", l, ErrNotImage, err)
+	}
+	for _, d := range index.Manifests {
+		if d.Annotations[refName] != referrersTag(subject) {
+			continue
+		}
+		body, err := l.read(d)
+		if err != nil {
+			return nil, err
+		}
+		var list v1.IndexManifest
+		if err := json.Unmarshal(body, &list); err != nil {
+			return nil, fmt.Errorf("location: read %s: %w: what refers to %s: %w", l, ErrNotImage, subject.Digest, err)
+		}
+		return list.Manifests, nil
+	}
+	return nil, nil
+}

@@ -213,3 +213,17 @@ func classify(err error, format string, args ...any) error {
 	}
 	return fmt.Errorf("%s: %w", at, err)
 }
+
+// Referrers returns the manifests whose subject is another, as the registry lists
+// them, or the tag that stands for such a list.
+func (r *registry) Referrers(ctx context.Context, subject v1.Descriptor) ([]v1.Descriptor, error) {
+	index, err := remote.Referrers(r.ref.Context().Digest(subject.Digest.String()), remote.WithContext(ctx), remote.Reuse(r.puller))
+	if err != nil {
+		return nil, classify(err, "list what refers to %s of %s", subject.Digest, r.ref)
+	}
+	list, err := index.IndexManifest()
+	if err != nil {
+		return nil, classify(err, "list what refers to %s of %s", subject.Digest, r.ref)
+	}
+	return list.Manifests, nil
+}

@@ -106,7 +106,7 @@ func (m *Mirror) Publish(ctx context.Context, f *Fetched) error {
 	if err := m.know(ctx, f.q, man, -1); err != nil { // gives the image its name
 		return err
 	}
-	return m.setTag(f.q, f.tag)
+	return m.catalog.SetTag(f.q.name(), tagOf(f.tag)) // also if it was held
 }
 
 func isIndex(mediaType string) bool {

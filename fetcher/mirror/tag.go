@@ -61,6 +61,9 @@ func (m *Mirror) resolve(ctx context.Context, q request) (man registry.Manifest,
 		man, err = m.askTag(q, fetcher.Demand, registry.Manifest{}).wait(ctx, m.limit())
 		return man, false, err
 	}
+	if tag.Held {
+		return old, false, nil
+	}
 	if m.locked(q) && !m.away(q) {
 		return old, false, errLocked
 	}
@@ -160,13 +163,18 @@ func (m *Mirror) keep(q request, man registry.Manifest) error {
 // tagGrain is how often it is written down that a tag means what it meant.
 const tagGrain = time.Hour
 
-// setTag remembers what a tag means. Nothing is written if that is known: a
-// write waits for the disk, and whoever pulls for the write.
+// setTag remembers what a tag means, unless it is held. Nothing is written if that
+// is known: a write waits for the disk, and whoever pulls for the write.
 func (m *Mirror) setTag(q request, man registry.Manifest) error {
-	if old, err := m.catalog.Tag(q.name()); err == nil && old.Digest == man.Digest && old.MediaType == man.MediaType && time.Since(old.Seen).Abs() < tagGrain {
+	old, err := m.catalog.Tag(q.name())
+	if err == nil && (old.Held || old.Digest == man.Digest && old.MediaType == man.MediaType && time.Since(old.Seen).Abs() < tagGrain) {
 		return nil
 	}
-	return m.catalog.SetTag(q.name(), catalog.Tag{Digest: man.Digest, MediaType: man.MediaType, Size: int64(len(man.Body)), Seen: time.Now().UTC()})
+	return m.catalog.SetTag(q.name(), tagOf(man))
+}
+
+func tagOf(man registry.Manifest) catalog.Tag {
+	return catalog.Tag{Digest: man.Digest, MediaType: man.MediaType, Size: int64(len(man.Body)), Seen: time.Now().UTC()}
 }
 
 func (m *Mirror) cached(d digest.Digest) (registry.Manifest, error) {

@@ -58,6 +58,10 @@ func look(s *store.Store, c *catalog.Catalog, opts Options) (*survey, error) {
 	if err != nil {
 		return nil, err
 	}
+	kept, err := c.Kept()
+	if err != nil {
+		return nil, err
+	}
 	uses, err := c.Uses()
 	if err != nil {
 		return nil, err
@@ -90,7 +94,7 @@ func look(s *store.Store, c *catalog.Catalog, opts Options) (*survey, error) {
 	for i := range images {
 		img := &images[i]
 		ranks[img.Manifest] = forever
-		if !pinned[img.Manifest] && !slices.ContainsFunc(img.Layers, func(l catalog.ImageLayer) bool { return l.Slot != 0 && inUse[l.Slot] || l.Own != 0 && inUse[l.Own] }) {
+		if !pinned[img.Manifest] && !kept[img.Manifest] && !slices.ContainsFunc(img.Layers, func(l catalog.ImageLayer) bool { return l.Slot != 0 && inUse[l.Slot] || l.Own != 0 && inUse[l.Own] }) {
 			v.images = append(v.images, *img)
 			ranks[img.Manifest] = rank(len(v.images))
 		}

@@ -101,6 +101,8 @@ type Tag struct {
 	MediaType string        `json:"mediaType"`
 	Size      int64         `json:"size"` // bytes
 	Seen      time.Time     `json:"seen"`
+	// Held says that this is what it is to mean, whatever a registry says.
+	Held bool `json:"held,omitempty"`
 }
 
 // ErrConflict says that an image contradicts one that is here already: it
@@ -127,6 +129,7 @@ var (
 var buckets = [][]byte{
 	bucketTags, bucketImages, bucketLayers, bucketSlots, bucketChains, bucketTypes, bucketSizes,
 	bucketPins, bucketUses, bucketHots, bucketFree, bucketReferrers,
+	bucketFormer, bucketActive,
 }
 
 // Catalog is safe for concurrent use by one process.
@@ -162,7 +165,7 @@ func (c *Catalog) Close() error {
 // SetTag remembers what name, "host/repo:tag", means.
 func (c *Catalog) SetTag(name string, t Tag) error {
 	err := c.db.Update(func(tx *database.Tx) error {
-		if old := (Tag{}); get(tx, bucketTags, []byte(name), &old) == nil && old.Digest == t.Digest && t.Seen.Sub(old.Seen) < time.Hour {
+		if old := (Tag{}); get(tx, bucketTags, []byte(name), &old) == nil && old.Digest == t.Digest && old.Held == t.Held && t.Seen.Sub(old.Seen) < time.Hour {
 			return nil // not worth a write
 		}
 		if err := tx.Put(bucketTypes, []byte(t.Digest), []byte(t.MediaType)); err != nil {

@@ -79,8 +79,10 @@ func untag(tx *database.Tx, name string) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	if err == nil {
-		err = tx.Delete(bucketTags, []byte(name))
+	for _, b := range [][]byte{bucketTags, bucketFormer, bucketActive} {
+		if err == nil {
+			err = tx.Delete(b, []byte(name))
+		}
 	}
 	if err != nil {
 		return err
