@@ -45,6 +45,7 @@ var mayImport = map[string][]string{
 	"internal/link":               {"internal/annotation", "internal/chunk", "internal/link/wire"},
 	"internal/link/wire":          {},
 	"internal/store":              {"internal/database", "internal/toc"},
+	"internal/suffix":             {},
 	"internal/supervise":          {"internal/fdstore"},
 	"internal/toc":                {"internal/chunk"},
 	"internal/trace":              {"internal/chunk", "internal/toc"},
