@@ -216,6 +216,7 @@ func (e *encoder) piece(g *group, p *piece, text []byte, a aligned) error {
 	k.startResidual()
 	end := 0
 	for _, s := range a.segments {
+		e.stats.Literal += int64(s.New - end)
 		if err := e.literal(a.content[end:s.New]); err != nil {
 			return err
 		}
@@ -224,6 +225,7 @@ func (e *encoder) piece(g *group, p *piece, text []byte, a aligned) error {
 		e.stats.Missed += int64(k.encode(text[s.Old:s.Old+s.Len], a.content[s.New:end]))
 	}
 	k.encodeEnd()
+	e.stats.Literal += int64(p.size - end)
 	if err := e.literal(a.content[end:]); err != nil {
 		return err
 	}
