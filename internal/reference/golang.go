@@ -1,0 +1,105 @@
+package reference
+
+// Where things are in a Go program's function table (since Go 1.20): a header,
+// then the names, the tables of files, of values by program counter, and of
+// functions, whose places the header has. And where some addresses are in its
+// moduledata, which begins with the address of that table. In bytes.
+const (
+	goMagic      = 0xfffffff1
+	moduleTypes  = 296
+	moduleGofunc = 320
+)
+
+// functions notes the fields of the table of functions.
+func (f *finder) functions(s *section, p []byte) {
+	if len(p) < 72 || le.Uint32(p) != goMagic {
+		return
+	}
+	count := int64(le.Uint64(p[8:]))
+	place := func(at int) int64 { return int64(min(le.Uint64(p[at:]), uint64(len(p)))) }
+	names, values, table := place(32), place(56), place(64)
+	code := f.section(".text")
+	if code == nil || count < 0 || count > int64(len(p)) || table+count*8+4 > int64(len(p)) {
+		return
+	}
+	textBase, ok1 := f.base(code.address)
+	nameBase, ok2 := f.base(s.address + names)
+	valueBase, ok3 := f.base(s.address + values)
+	tableBase, ok4 := f.base(s.address + table)
+	gofunc, dataBase, ok5 := f.module(s, moduleGofunc)
+	if !ok1 || !ok2 || !ok3 || !ok4 {
+		return
+	}
+	for i := range count {
+		at := table + i*8
+		f.based(s.off+int(at), textBase, code.address+int64(le.Uint32(p[at:])))
+		entry := table + int64(le.Uint32(p[at+4:]))
+		f.based(s.off+int(at)+4, tableBase, s.address+entry)
+		if entry > int64(len(p))-44 {
+			continue
+		}
+		x := p[entry:]
+		off := s.off + int(entry)
+		f.based(off, textBase, code.address+int64(le.Uint32(x)))
+		f.based(off+4, nameBase, s.address+names+int64(le.Uint32(x[4:])))
+		for _, k := range []int{16, 20, 24} {
+			f.value(off+k, valueBase, s.address+values, x[k:])
+		}
+		end := 44
+		n := int(min(le.Uint32(x[28:]), 64))
+		for ; n > 0 && end+4 <= len(x); n-- {
+			f.value(off+end, valueBase, s.address+values, x[end:])
+			end += 4
+		}
+		for n = int(x[43]); n > 0 && end+4 <= len(x); n-- {
+			if v := le.Uint32(x[end:]); ok5 && v != 1<<32-1 {
+				f.based(off+end, dataBase, gofunc+int64(v))
+			}
+			end += 4
+		}
+	}
+	f.based(s.off+int(table+count*8), textBase, code.address+int64(le.Uint32(p[table+count*8:])))
+}
+
+// value notes a field that counts from a base where 0 means that there is none.
+func (f *finder) value(off int, base uint16, from int64, p []byte) {
+	if v := le.Uint32(p); v != 0 {
+		f.based(off, base, from+int64(v))
+	}
+}
+
+// module returns an address out of the moduledata that goes with a table of
+// functions, and the number of the base that it is.
+func (f *finder) module(functions *section, field int) (address int64, base uint16, ok bool) {
+	want := uint64(functions.address) + f.lowest
+	for i := range f.sections {
+		s := &f.sections[i]
+		if s.exec || s == functions {
+			continue
+		}
+		p := f.p[s.off : s.off+s.size]
+		for at := -s.off & 7; at+moduleGofunc+8 <= len(p); at += 8 {
+			if le.Uint64(p[at:]) != want {
+				continue
+			}
+			v := le.Uint64(p[at+field:])
+			if v > f.lowest && v-f.lowest < 1<<32 && f.loaded(int64(v-f.lowest)) {
+				base, ok = f.base(int64(v - f.lowest))
+				return int64(v - f.lowest), base, ok
+			}
+		}
+	}
+	return 0, 0, false
+}
+
+// typeLinks notes the distances of types from where types begin.
+func (f *finder) typeLinks(s *section, p []byte) {
+	functions := f.section(".gopclntab")
+	if functions == nil {
+		return
+	}
+	types, base, ok := f.module(functions, moduleTypes)
+	for at := 0; ok && at+4 <= len(p); at += 4 {
+		f.based(s.off+at, base, types+int64(int32(le.Uint32(p[at:]))))
+	}
+}
