@@ -13,6 +13,7 @@ import (
 	"github.com/airstream-io/airstream/internal/bindiff"
 	"github.com/airstream-io/airstream/internal/chunk"
 	"github.com/airstream-io/airstream/internal/entropy"
+	"github.com/airstream-io/airstream/internal/reference"
 )
 
 // Sink takes what Apply rebuilds, one file after the other, from one goroutine.
@@ -46,9 +47,11 @@ type Receiver struct {
 const defaultMemory = 96 << 20
 
 // memoryOf returns how much Apply needs beyond the bases, in bytes: models,
-// segments, the literals' window, what waits of both streams, a chunk, pages.
+// segments in both orders, references and what is known of their targets, the
+// literals' window and what is decoded of it, what waits of a stream, pages, a
+// chunk.
 func memoryOf(chunkSize int) int64 {
-	return 21<<20 + maxSegments*24 + 2*literalWindow/2 + streams*maxAhead/3 + int64(chunkSize) + 4<<20
+	return 10<<20 + maxSegments*36 + reference.MaxFields*12 + knownTargets*8 + 2*literalWindow + maxAhead + pages*pageSize + int64(chunkSize)
 }
 
 // Apply rebuilds what the delta in r holds. It reads r to its end. Errors wrap
@@ -176,13 +179,24 @@ func (d *decoder) piece(ctx context.Context, bases int) error {
 	if err != nil {
 		return err
 	}
+	first, last := d.bases.start(int(likest)-1), d.bases.start(int(likest))
+	pr, err := k.predict(ctx, false, nil, first, last-first, segments, func(ctx context.Context) (*reference.File, error) {
+		base := make([]byte, last-first) // as long as fields are looked for
+		if err := d.bases.readAt(ctx, base, first); err != nil {
+			return nil, err
+		}
+		return reference.Find(base), nil
+	})
+	if err != nil {
+		return err
+	}
 	k.startResidual()
 	end := 0
 	for _, s := range segments {
 		if err := d.literal(ctx, s.New-end); err != nil {
 			return err
 		}
-		if err := d.segment(ctx, s); err != nil {
+		if err := d.segment(ctx, pr, s); err != nil {
 			return err
 		}
 		end = s.New + s.Len
@@ -303,13 +317,13 @@ func (d *decoder) readLiteral(p []byte) error {
 	return nil
 }
 
-func (d *decoder) segment(ctx context.Context, s bindiff.Segment) error {
+func (d *decoder) segment(ctx context.Context, pr *predictor, s bindiff.Segment) error {
 	for done := 0; done < s.Len; {
 		p := d.room(s.Len - done)
 		if err := d.bases.readAt(ctx, p, s.Old+done); err != nil {
 			return err
 		}
-		if err := d.code.decode(p); err != nil {
+		if _, err := d.code.stretch(pr, p, nil, s.Old+done, d.size-d.left); err != nil {
 			return err
 		}
 		if err := d.filled(ctx, len(p)); err != nil {

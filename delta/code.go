@@ -19,6 +19,9 @@ const (
 	fieldSize
 	fieldLikest
 	fieldSegments
+	fieldPredicted
+	fieldLoads
+	fieldLoad
 	fieldCount
 )
 
@@ -27,6 +30,7 @@ const (
 	// since alignment returns to them.
 	recentDiagonals = 16
 	hitLengths      = 14
+	fieldKinds      = 7 // of package reference, and none
 )
 
 // code is the model's code of one delta: every method codes or decodes, as its
@@ -52,8 +56,8 @@ func newCode(c *entropy.Coder) *code {
 		lengths: entropy.NewNumber(hitLengths),
 		jumps:   entropy.NewNumber(2),
 		far:     entropy.NewNumber(2),
-		hits:    entropy.NewNumber(4 * hitLengths * hitLengths),
-		misses:  entropy.NewBytes(4, 16, 18, 20, 20, 20, 20),
+		hits:    entropy.NewNumber(fieldKinds * 4 * hitLengths),
+		misses:  entropy.NewBytes(4*fieldKinds, 16, 18, 19, 19, 19, 19),
 	}
 }
 
@@ -161,13 +165,14 @@ func (k *code) diagonal(d int) int {
 // residual is the state between segments of a piece.
 type residual struct {
 	right   uint64 // predictions that are right before the next that is wrong
-	pending bool   // decoder: right is yet to be read
+	pending bool   // the first prediction behind a miss is yet to come
+	context int    // of right
 	run     int    // misses in a row, up to now
 	length  int    // bucket of right
-	before  int    // and of the one before
 	last    uint32 // how wrong the last four misses were, the latest lowest
 	runLast uint32 // what last was when the run before this ended
 	actual  uint32 // the last four bytes of the new content
+	field   int    // kind of the reference that is being coded, plus 1; 0 if none
 }
 
 // startResidual begins a piece's residual.
@@ -175,11 +180,19 @@ func (k *code) startResidual() {
 	k.residual = residual{pending: true, last: k.last, runLast: k.runLast}
 }
 
+// expect notes in what context a number of right predictions begins: at the byte
+// behind a miss, so that both sides know it.
+func (k *code) expect() {
+	if k.pending {
+		k.context = (k.field*4+min(k.run, 3))*hitLengths + k.length
+		k.pending = false
+	}
+}
+
 // hit codes how many predictions are right.
 func (k *code) hit() {
-	context := (min(k.run, 3)*hitLengths+k.length)*hitLengths + k.before
-	k.right = k.hits.Code(k.c, context, k.right)
-	k.before, k.length = k.length, min(entropy.Length(k.right), hitLengths-1)
+	k.right = k.hits.Code(k.c, k.context, k.right)
+	k.length = min(entropy.Length(k.right), hitLengths-1)
 	if k.right > 0 {
 		k.run = 0
 	}
@@ -191,15 +204,16 @@ func (k *code) miss(predicted, by byte) byte {
 		k.runLast = k.last
 	}
 	at := uint32(min(k.run, 3))
+	field := uint32(k.field)
 	contexts := [...]uint32{
-		at | uint32(k.length)<<2,
+		at | uint32(k.length)<<2 | field<<10,
 		at | k.last&0xff<<2 | k.actual&0xff<<10,
 		at | uint32(predicted)<<2 | k.last&0xff<<10,
-		mixed(at, k.last&0xffffff, k.runLast&0xffff),
-		mixed(at+4, k.runLast, uint32(predicted)),
+		mixed(at|field<<4, k.last&0xffffff, k.runLast&0xffff),
+		mixed(at+4|field<<4, k.runLast, uint32(predicted)),
 		mixed(at+8, k.actual&0xffff, uint32(predicted)),
 	}
-	by = k.misses.Code(k.c, int(at), contexts[:], by)
+	by = k.misses.Code(k.c, int(at|field<<2), contexts[:], by)
 	k.last = k.last<<8 | uint32(by)
 	k.run++
 	return by
@@ -214,12 +228,14 @@ func mixed(a, b, c uint32) uint32 {
 // returns the number of misses.
 func (k *code) encode(predicted, fresh []byte) (missed int) {
 	for i, p := range predicted {
+		k.expect()
 		if p == fresh[i] {
 			k.right++
 		} else {
 			k.hit()
 			k.right = 0
 			k.miss(p, fresh[i]-p)
+			k.pending = true
 			missed++
 		}
 		k.actual = k.actual<<8 | uint32(fresh[i])
@@ -228,14 +244,17 @@ func (k *code) encode(predicted, fresh []byte) (missed int) {
 }
 
 // encodeEnd ends the residual of a piece.
-func (k *code) encodeEnd() { k.hit() }
+func (k *code) encodeEnd() {
+	k.expect()
+	k.hit()
+}
 
 // decode turns a prediction into the content.
 func (k *code) decode(p []byte) error {
 	for i := 0; i < len(p); {
 		if k.pending {
+			k.expect()
 			k.hit()
-			k.pending = false
 		}
 		if k.right > 0 {
 			n := min(uint64(len(p)-i), k.right)
@@ -265,6 +284,7 @@ func (k *code) remember(p []byte) {
 // decodeEnd ends the residual of a piece.
 func (k *code) decodeEnd() error {
 	if k.pending {
+		k.expect()
 		k.hit()
 	}
 	if k.right != 0 {

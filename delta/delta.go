@@ -22,7 +22,7 @@
 //	          name, and how many files it has
 //	frames    1 byte stream, integer length (1 to 64 KiB), bytes of the stream
 //	          stream 1: the model's code (package entropy)
-//	          stream 2: literals, zstd with a window of at most 16 MiB
+//	          stream 2: literals, zstd with a window of at most 8 MiB
 //	          stream 0: the end: 16 bytes, the start of the SHA-256 over all
 //	          chunk IDs in the order in which the delta has them. Nothing follows.
 //
@@ -63,8 +63,8 @@ const (
 	// base, in bytes.
 	pieceSize = 96 << 20
 	maxHeader = 1 << 20
-	// maxSegments is how many segments a piece may have: 12 bytes each.
-	maxSegments = 1 << 20
+	// maxSegments is how many segments a piece may have: 36 bytes of memory each.
+	maxSegments = 1 << 18
 )
 
 // Content is the content of one file.

@@ -13,10 +13,11 @@ import (
 
 	"github.com/airstream-io/airstream/internal/bindiff"
 	"github.com/airstream-io/airstream/internal/entropy"
+	"github.com/airstream-io/airstream/internal/reference"
 )
 
 // literalWindow is how far back literals may refer to others, in bytes.
-const literalWindow = 16 << 20
+const literalWindow = 8 << 20
 
 // Encode writes the delta from have to want to w. Files of equal content cross
 // once, under the first one's index in want. It takes up to about 1 GiB of memory
@@ -122,6 +123,8 @@ func (e *encoder) literal(p []byte) error {
 type aligned struct {
 	content  []byte
 	segments []bindiff.Segment
+	file     *reference.File  // the likest base, nil unless references are predicted
+	loads    []reference.Load // how the content is mapped
 }
 
 // group codes a group. Pieces are aligned concurrently, and coded in order.
@@ -153,7 +156,7 @@ func (e *encoder) group(ctx context.Context, g *group) error {
 			}
 			crew.Go(func() error {
 				defer close(done)
-				a, err := alignPiece(ctx, g, &g.pieces[i], old)
+				a, err := alignPiece(ctx, g, &g.pieces[i], text, old)
 				if err == nil {
 					done <- a
 				}
@@ -169,7 +172,7 @@ func (e *encoder) group(ctx context.Context, g *group) error {
 			if !ok {
 				return ctx.Err() // whoever failed says why
 			}
-			if err := e.piece(g, &g.pieces[i], text, a); err != nil {
+			if err := e.piece(ctx, g, &g.pieces[i], text, a); err != nil {
 				return err
 			}
 			i++
@@ -179,15 +182,67 @@ func (e *encoder) group(ctx context.Context, g *group) error {
 	return workers.Wait()
 }
 
-func alignPiece(ctx context.Context, g *group, p *piece, old *bindiff.Old) (a aligned, err error) {
+func alignPiece(ctx context.Context, g *group, p *piece, text []byte, old *bindiff.Old) (a aligned, err error) {
 	if a.content, err = readFile(ctx, p.item.file, p.off, int64(p.size)); err != nil {
 		return a, err
 	}
-	if a.segments, err = old.Align(ctx, a.content, g.start(p.likest)); err != nil {
+	start := g.start(p.likest)
+	if a.segments, err = old.Align(ctx, a.content, start); err != nil {
 		return a, err
 	}
-	a.segments = a.segments[:min(len(a.segments), maxSegments)]
-	return a, nil
+	if p.predictable() && p.likest >= 0 {
+		if a.loads = reference.Loads(a.content); a.loads != nil {
+			base := text[start : start+int(g.bases[p.likest].length)]
+			a.file = reference.Find(base)
+			if a.file != nil {
+				err = a.again(ctx, base, start, old)
+			}
+		}
+	}
+	a.segments = bindiff.Longest(a.segments, maxSegments)
+	return a, err
+}
+
+// again aligns the content with the base once more after the base's references
+// were made what they probably are in the content. What then has no counterpart
+// is looked for in all bases.
+func (a *aligned) again(ctx context.Context, base []byte, start int, old *bindiff.Old) error {
+	p := newPredictor(a.file, a.loads, start, len(base), a.segments)
+	rewritten, err := bindiff.NewOld(p.rewrite(base))
+	if err != nil {
+		return err
+	}
+	second, err := rewritten.Align(ctx, a.content, 0)
+	if err != nil {
+		return err
+	}
+	const gap = 64 // bytes; what is shorter is not worth a search
+	var all []bindiff.Segment
+	end := 0
+	fill := func(to int) error {
+		if to-end < gap {
+			return nil
+		}
+		found, err := old.Align(ctx, a.content[end:to], start+end)
+		for _, s := range found {
+			s.New += end
+			all = append(all, s)
+		}
+		return err
+	}
+	for _, s := range second {
+		if err := fill(s.New); err != nil {
+			return err
+		}
+		s.Old += start
+		all = append(all, s)
+		end = s.New + s.Len
+	}
+	if err := fill(len(a.content)); err != nil {
+		return err
+	}
+	a.segments = all
+	return nil
 }
 
 func (e *encoder) groupHead(g *group) error {
@@ -200,7 +255,7 @@ func (e *encoder) groupHead(g *group) error {
 }
 
 // piece codes one piece.
-func (e *encoder) piece(g *group, p *piece, text []byte, a aligned) error {
+func (e *encoder) piece(ctx context.Context, g *group, p *piece, text []byte, a aligned) error {
 	k := e.code
 	if p.off == 0 {
 		if err := e.file(p); err != nil {
@@ -213,8 +268,17 @@ func (e *encoder) piece(g *group, p *piece, text []byte, a aligned) error {
 	if _, err := k.segments(a.segments, p.size, len(text), g.start(p.likest)); err != nil {
 		return err
 	}
+	likest, size := g.start(p.likest), 0
+	if p.likest >= 0 {
+		size = int(g.bases[p.likest].length)
+	}
+	pr, err := k.predict(ctx, a.file != nil, a.loads, likest, size, a.segments, func(context.Context) (*reference.File, error) { return a.file, nil })
+	if err != nil {
+		return err
+	}
 	k.startResidual()
 	end := 0
+	predicted := make([]byte, 0, e.header.ChunkSize)
 	for _, s := range a.segments {
 		e.stats.Literal += int64(s.New - end)
 		if err := e.literal(a.content[end:s.New]); err != nil {
@@ -222,7 +286,18 @@ func (e *encoder) piece(g *group, p *piece, text []byte, a aligned) error {
 		}
 		end = s.New + s.Len
 		e.stats.Aligned += int64(s.Len)
-		e.stats.Missed += int64(k.encode(text[s.Old:s.Old+s.Len], a.content[s.New:end]))
+		for done := 0; done < s.Len; {
+			// As far as the receiver's chunk goes.
+			at := p.off + int64(s.New+done)
+			n := min(s.Len-done, e.header.ChunkSize-int(at%int64(e.header.ChunkSize)))
+			predicted = append(predicted[:0], text[s.Old+done:s.Old+done+n]...)
+			missed, err := k.stretch(pr, predicted, a.content[s.New+done:s.New+done+n], s.Old+done, at)
+			if err != nil {
+				return err
+			}
+			e.stats.Missed += int64(missed)
+			done += n
+		}
 	}
 	k.encodeEnd()
 	e.stats.Literal += int64(p.size - end)

@@ -21,6 +21,10 @@ type piece struct {
 	likest int // in the group's bases, -1 if none is known
 }
 
+// predictable reports whether the piece is a whole file, whose references can be
+// predicted.
+func (p *piece) predictable() bool { return p.off == 0 && int64(p.size) == p.item.file.Size }
+
 // group is what is coded against one text of bases.
 type group struct {
 	bases  []span // by base and offset

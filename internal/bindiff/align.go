@@ -9,6 +9,7 @@ package bindiff
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/airstream-io/airstream/internal/suffix"
 )
@@ -217,6 +218,26 @@ func (a *alignment) tidy() []Segment {
 			continue
 		}
 		kept = append(kept, s)
+	}
+	return kept
+}
+
+// Longest returns at most n of the segments, the longest ones, in their order.
+func Longest(segments []Segment, n int) []Segment {
+	if len(segments) <= n {
+		return segments
+	}
+	lengths := make([]int, len(segments))
+	for i, s := range segments {
+		lengths[i] = s.Len
+	}
+	slices.Sort(lengths)
+	least := lengths[len(lengths)-n]
+	kept := make([]Segment, 0, n)
+	for _, s := range segments {
+		if s.Len >= least && len(kept) < n {
+			kept = append(kept, s)
+		}
 	}
 	return kept
 }

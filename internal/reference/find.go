@@ -11,7 +11,7 @@ type finder struct {
 // add notes a field at an offset, whose target is an address counted from the
 // lowest one.
 func (f *finder) add(kind Kind, off int, target int64) {
-	if len(f.file.Fields) < maxFields {
+	if len(f.file.Fields) < MaxFields {
 		f.file.Fields = append(f.file.Fields, Field{Pos: uint32(off), Target: uint32(target), Kind: kind})
 	}
 }
@@ -32,7 +32,7 @@ func (f *finder) base(address int64) (number uint16, ok bool) {
 
 // based notes a field at an offset that counts from the base.
 func (f *finder) based(off int, base uint16, target int64) {
-	if len(f.file.Fields) < maxFields && target >= 0 && target < 1<<32 {
+	if len(f.file.Fields) < MaxFields && target >= 0 && target < 1<<32 {
 		f.file.Fields = append(f.file.Fields, Field{Pos: uint32(off), Target: uint32(target), base: base, Kind: Based32})
 	}
 }

@@ -68,8 +68,8 @@ const (
 	MaxSize = 1 << 30
 	// MaxLoads is how many loads a file may have.
 	MaxLoads = 16
-	// maxFields bounds the memory for fields, 12 bytes each.
-	maxFields = 3 << 20
+	// MaxFields bounds the memory for fields, 12 bytes each.
+	MaxFields = 3 << 20
 )
 
 // Find returns the references in the content of a file, nil if it is not ELF of
