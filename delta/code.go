@@ -30,7 +30,7 @@ const (
 	// since alignment returns to them.
 	recentDiagonals = 16
 	hitLengths      = 14
-	fieldKinds      = 7 // of package reference, and none
+	fieldKinds      = 8 // of package reference, and none
 )
 
 // code is the model's code of one delta: every method codes or decodes, as its

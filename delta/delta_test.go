@@ -138,7 +138,7 @@ func pair() (have []Set, want []File, contents [][]byte) {
 		nil,
 		text, // unchanged
 		append(append(bytes.Clone(data[:30_000]), random(3, 1000)...), data[20_000:]...),
-		make([]byte, 3_000_000),
+		make([]byte, 300_000),
 		random(4, 65536),
 		slices.Concat(lib[1000:90_000], data[5000:60_000], []byte("and a tail")), // of two bases
 		text[:100],
@@ -225,7 +225,7 @@ func TestDamageIsAnError(t *testing.T) {
 		t.Errorf("a byte behind the end: %v", err)
 	}
 	r := rand.New(rand.NewPCG(5, 5))
-	for range 200 {
+	for range 60 {
 		bad := bytes.Clone(coded)
 		at := r.IntN(len(bad))
 		bad[at] ^= byte(1 + r.IntN(255))

@@ -10,6 +10,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/airstream-io/airstream/internal/bindiff"
 	"github.com/airstream-io/airstream/internal/entropy"
@@ -119,6 +120,10 @@ func (e *encoder) literal(p []byte) error {
 	return err
 }
 
+// rewrittenAtOnce is how many bytes of bases are aligned a second time at a
+// time, but one base in any case: that takes 5 bytes of memory for each.
+const rewrittenAtOnce = 24 << 20
+
 // aligned is a piece with its content and what it resembles.
 type aligned struct {
 	content  []byte
@@ -140,6 +145,7 @@ func (e *encoder) group(ctx context.Context, g *group) error {
 	if err := e.groupHead(g); err != nil {
 		return err
 	}
+	room := semaphore.NewWeighted(rewrittenAtOnce)
 	workers, ctx := errgroup.WithContext(ctx)
 	n := min(runtime.GOMAXPROCS(0), 4)
 	queue := make(chan chan aligned, n)
@@ -156,7 +162,7 @@ func (e *encoder) group(ctx context.Context, g *group) error {
 			}
 			crew.Go(func() error {
 				defer close(done)
-				a, err := alignPiece(ctx, g, &g.pieces[i], text, old)
+				a, err := alignPiece(ctx, g, &g.pieces[i], text, old, room)
 				if err == nil {
 					done <- a
 				}
@@ -182,7 +188,7 @@ func (e *encoder) group(ctx context.Context, g *group) error {
 	return workers.Wait()
 }
 
-func alignPiece(ctx context.Context, g *group, p *piece, text []byte, old *bindiff.Old) (a aligned, err error) {
+func alignPiece(ctx context.Context, g *group, p *piece, text []byte, old *bindiff.Old, room *semaphore.Weighted) (a aligned, err error) {
 	if a.content, err = readFile(ctx, p.item.file, p.off, int64(p.size)); err != nil {
 		return a, err
 	}
@@ -195,7 +201,12 @@ func alignPiece(ctx context.Context, g *group, p *piece, text []byte, old *bindi
 			base := text[start : start+int(g.bases[p.likest].length)]
 			a.file = reference.Find(base)
 			if a.file != nil {
-				err = a.again(ctx, base, start, old)
+				weight := min(int64(len(base)), rewrittenAtOnce)
+				if err := room.Acquire(ctx, weight); err != nil {
+					return a, err
+				}
+				defer room.Release(weight)
+				err = a.again(ctx, base, start, old, len(g.pieces) == 1 && len(g.bases) == 1)
 			}
 		}
 	}
@@ -205,16 +216,26 @@ func alignPiece(ctx context.Context, g *group, p *piece, text []byte, old *bindi
 
 // again aligns the content with the base once more after the base's references
 // were made what they probably are in the content. What then has no counterpart
-// is looked for in all bases.
-func (a *aligned) again(ctx context.Context, base []byte, start int, old *bindiff.Old) error {
+// is looked for in all bases, unless this is the sole one: then old is not
+// needed any more, and its memory is used.
+func (a *aligned) again(ctx context.Context, base []byte, start int, old *bindiff.Old, sole bool) (err error) {
 	p := newPredictor(a.file, a.loads, start, len(base), a.segments)
-	rewritten, err := bindiff.NewOld(p.rewrite(base))
+	rewritten := old
+	if sole {
+		err = old.Reset(p.rewrite(base))
+	} else {
+		rewritten, err = bindiff.NewOld(p.rewrite(base))
+	}
 	if err != nil {
 		return err
 	}
 	second, err := rewritten.Align(ctx, a.content, 0)
 	if err != nil {
 		return err
+	}
+	if sole {
+		a.segments = second
+		return nil
 	}
 	const gap = 64 // bytes; what is shorter is not worth a search
 	var all []bindiff.Segment

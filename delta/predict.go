@@ -132,8 +132,8 @@ func (p *predictor) fields(at, n int) []reference.Field {
 // moved, if it is at fresh in the new file.
 func (p *predictor) self(x reference.Field, fresh int64) (address, shift int64) {
 	address, _ = reference.Address(p.file.Loads, int64(x.Pos))
-	if x.Kind == reference.Based32 {
-		return address, p.bases[x.Base()]
+	if b, ok := x.Base(); ok {
+		return address, p.bases[b]
 	}
 	if a, ok := reference.Address(p.loads, fresh); ok {
 		return address, a - address

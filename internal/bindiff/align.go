@@ -62,6 +62,15 @@ func NewOld(text []byte) (*Old, error) {
 	return &Old{text: text, index: index}, nil
 }
 
+// Reset makes o other content, in the memory that it has where that is enough.
+func (o *Old) Reset(text []byte) error {
+	o.text = text
+	if err := o.index.Reset(text); err != nil {
+		return fmt.Errorf("bindiff: %w", err)
+	}
+	return nil
+}
+
 // Align returns the segments of fresh, sorted by New, without overlap. Content
 // near the position hint of the old is preferred to begin with. The only error
 // is the context's.

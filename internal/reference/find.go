@@ -6,6 +6,7 @@ type finder struct {
 	file   *File
 	tables []int64          // addresses that code takes in data: jump tables may be there
 	known  map[int64]uint16 // numbers of bases
+	places []int64          // addresses in data that something refers to: types may be there
 }
 
 // add notes a field at an offset, whose target is an address counted from the
@@ -31,9 +32,11 @@ func (f *finder) base(address int64) (number uint16, ok bool) {
 }
 
 // based notes a field at an offset that counts from the base.
-func (f *finder) based(off int, base uint16, target int64) {
+func (f *finder) based(off int, base uint16, target int64) { f.counted(Based32, off, base, target) }
+
+func (f *finder) counted(kind Kind, off int, base uint16, target int64) {
 	if len(f.file.Fields) < MaxFields && target >= 0 && target < 1<<32 {
-		f.file.Fields = append(f.file.Fields, Field{Pos: uint32(off), Target: uint32(target), base: base, Kind: Based32})
+		f.file.Fields = append(f.file.Fields, Field{Pos: uint32(off), Target: uint32(target), base: base, Kind: kind})
 	}
 }
 
@@ -64,12 +67,14 @@ func (f *finder) find() {
 			f.pointers(s, p)
 		}
 	}
+	f.types()
 }
 
 // absolute notes an 8-byte address, if it is one and not below least.
 func (f *finder) absolute(off int, v, least uint64) {
 	if v >= least && v >= f.lowest && v-f.lowest < 1<<32 && f.loaded(int64(v-f.lowest)) {
 		f.add(Absolute64, off, int64(v-f.lowest))
+		f.places = append(f.places, int64(v-f.lowest))
 	}
 }
 

@@ -17,7 +17,7 @@ func (f *finder) functions(s *section, p []byte) {
 	}
 	count := int64(le.Uint64(p[8:]))
 	place := func(at int) int64 { return int64(min(le.Uint64(p[at:]), uint64(len(p)))) }
-	names, values, table := place(32), place(56), place(64)
+	names, units, files, values, table := place(32), place(40), place(48), place(56), place(64)
 	code := f.section(".text")
 	if code == nil || count < 0 || count > int64(len(p)) || table+count*8+4 > int64(len(p)) {
 		return
@@ -26,6 +26,13 @@ func (f *finder) functions(s *section, p []byte) {
 	nameBase, ok2 := f.base(s.address + names)
 	valueBase, ok3 := f.base(s.address + values)
 	tableBase, ok4 := f.base(s.address + table)
+	unitBase, _ := f.base(s.address + units)
+	fileBase, _ := f.base(s.address + files)
+	for at := units; at+4 <= files; at += 4 {
+		if v := le.Uint32(p[at:]); v != 1<<32-1 {
+			f.based(s.off+int(at), fileBase, s.address+files+int64(v))
+		}
+	}
 	gofunc, dataBase, ok5 := f.module(s, moduleGofunc)
 	if !ok1 || !ok2 || !ok3 || !ok4 {
 		return
@@ -45,6 +52,7 @@ func (f *finder) functions(s *section, p []byte) {
 		for _, k := range []int{16, 20, 24} {
 			f.value(off+k, valueBase, s.address+values, x[k:])
 		}
+		f.counted(Based32x4, off+32, unitBase, s.address+units+4*int64(le.Uint32(x[32:])))
 		end := 44
 		n := int(min(le.Uint32(x[28:]), 64))
 		for ; n > 0 && end+4 <= len(x); n-- {

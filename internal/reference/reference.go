@@ -25,6 +25,8 @@ const (
 	Absolute64
 	// Based32 is a distance from a base, 4 bytes.
 	Based32
+	// Based32x4 is a distance from a base in units of 4 bytes, 4 bytes.
+	Based32x4
 	// Branch26 is an arm64 b or bl: a distance in instructions in 26 bits.
 	Branch26
 	// Page21 is an arm64 adrp: a distance in pages of 4 KiB in 21 bits.
@@ -46,7 +48,7 @@ func (k Kind) Size() int {
 type Field struct {
 	Pos    uint32 // offset in the file
 	Target uint32 // address
-	base   uint16 // for Based32: number in File.Bases
+	base   uint16 // for Based32 and Based32x4: number in File.Bases
 	Kind   Kind
 }
 
@@ -60,7 +62,7 @@ type Load struct {
 type File struct {
 	Loads  []Load   // by address, not overlapping
 	Fields []Field  // by Pos, not overlapping
-	Bases  []uint32 // addresses that Based32 fields count from
+	Bases  []uint32 // addresses that fields count from
 }
 
 const (
@@ -79,7 +81,9 @@ func Find(content []byte) *File {
 	if e == nil {
 		return nil
 	}
-	f := &finder{elf: e, file: &File{Loads: e.loads}, known: map[int64]uint16{}}
+	// Programs have a field every 20 to 40 bytes.
+	room := make([]Field, 0, min(MaxFields, len(content)/16))
+	f := &finder{elf: e, file: &File{Loads: e.loads, Fields: room}, known: map[int64]uint16{}}
 	f.find()
 	slices.SortFunc(f.file.Fields, func(a, b Field) int { return cmp.Or(cmp.Compare(a.Pos, b.Pos), cmp.Compare(a.Kind, b.Kind)) })
 	kept := f.file.Fields[:0]
@@ -103,8 +107,11 @@ func Loads(content []byte) []Load {
 	return nil
 }
 
-// Base returns the number of the base that a Based32 field counts from.
-func (x Field) Base() int { return int(x.base) }
+// Base returns the number of the base that a field counts from, false if it
+// counts from itself or from nothing.
+func (x Field) Base() (number int, ok bool) {
+	return int(x.base), x.Kind == Based32 || x.Kind == Based32x4
+}
 
 // Address returns the address of an offset in the file, false if it has none.
 func Address(loads []Load, off int64) (int64, bool) {
@@ -128,12 +135,14 @@ func Offset(loads []Load, address int64) (off int64, load int, ok bool) {
 }
 
 // Shifted returns the field's content p, of x.Kind.Size() bytes, as it is when its
-// target has moved by target bytes, and itself (or its base, for Based32) by self.
+// target has moved by target bytes, and itself (or its base, if it counts from one) by self.
 // The address is the field's old one.
 func (x Field) Shifted(p []byte, address, target, self int64) uint64 {
 	switch x.Kind {
 	case Absolute64:
 		return binary.LittleEndian.Uint64(p) + uint64(target)
+	case Based32x4:
+		return uint64(binary.LittleEndian.Uint32(p) + uint32((target-self)>>2))
 	case Branch26:
 		v := binary.LittleEndian.Uint32(p)
 		return uint64(v&^(1<<26-1) | (v+uint32((target-self)>>2))&(1<<26-1))
@@ -158,6 +167,8 @@ func (x Field) Shift(p, now []byte, self int64) (int64, bool) {
 	case Branch26:
 		d := binary.LittleEndian.Uint32(now) - binary.LittleEndian.Uint32(p)
 		return int64(int32(d<<6))>>4 + self, true
+	case Based32x4:
+		return int64(int32(binary.LittleEndian.Uint32(now)-binary.LittleEndian.Uint32(p)))<<2 + self, true
 	case Relative32, Based32:
 		return int64(int32(binary.LittleEndian.Uint32(now)-binary.LittleEndian.Uint32(p))) + self, true
 	default:

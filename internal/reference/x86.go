@@ -196,6 +196,7 @@ func (f *finder) x86(s *section, p []byte) {
 			if x.branch && f.executable(t) || !x.branch && t >= 0 && f.loaded(t) {
 				f.add(Relative32, s.off+at+x.field, t)
 				if x.lea && !f.executable(t) {
+					f.places = append(f.places, t)
 					f.tables = append(f.tables, t)
 				}
 			}

@@ -39,18 +39,27 @@ type Text struct {
 
 // New sorts text, which must not change as long as the result is used.
 func New(text []byte) (*Text, error) {
-	order, err := Array(text)
-	if err != nil {
-		return nil, err
+	t := new(Text)
+	return t, t.Reset(text)
+}
+
+// Reset makes t the index of another text, in the memory that it has where that
+// is enough.
+func (t *Text) Reset(text []byte) error {
+	if len(text) > MaxText {
+		return fmt.Errorf("suffix: a text of %d bytes, at most %d can be sorted", len(text), MaxText)
 	}
-	t := &Text{text: text, order: order, width: 1}
+	t.text, t.width = text, 1
+	t.order = sized(t.order, len(text))
+	sortSuffixes(text, t.order, 256)
 	switch {
-	case len(text) > 4<<20:
+	case len(text) > 8<<20:
 		t.width = 3
 	case len(text) > 64<<10:
 		t.width = 2
 	}
-	t.first = make([]int32, 1<<(8*t.width)+1)
+	t.first = sized(t.first, 1<<(8*t.width)+1)
+	clear(t.first)
 	// Suffixes shorter than a prefix stand before all that continue them.
 	for i := range text {
 		t.first[prefix(text[i:], t.width)+1]++
@@ -60,7 +69,15 @@ func New(text []byte) (*Text, error) {
 		sum += n
 		t.first[p] = sum
 	}
-	return t, nil
+	return nil
+}
+
+// sized returns a slice of n, s if that is long enough.
+func sized(s []int32, n int) []int32 {
+	if cap(s) >= n {
+		return s[:n]
+	}
+	return make([]int32, n)
 }
 
 // prefix reads the first width bytes of p as a number, missing ones as 0.

@@ -89,6 +89,19 @@ func TestLongestFindsTheLongest(t *testing.T) {
 	}
 }
 
+func TestResetForgetsTheTextBefore(t *testing.T) {
+	x, err := New([]byte("the text before, which is longer"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := x.Reset([]byte("another text")); err != nil {
+		t.Fatal(err)
+	}
+	if at, n := x.Longest([]byte("text before"), 0, 100); at != 8 || n != 4 {
+		t.Errorf("%d bytes at %d", n, at)
+	}
+}
+
 func TestLongestPrefersTheNearest(t *testing.T) {
 	text := []byte("-needle-----needle-----needle--")
 	x, err := New(text)
