@@ -26,7 +26,7 @@
 //	          stream 0: the end: 16 bytes, the start of the SHA-256 over all
 //	          chunk IDs in the order in which the delta has them. Nothing follows.
 //
-// A reader never has to keep more than 8 MiB of one stream to get on with the
+// A reader never has to keep more than 4 MiB of one stream to get on with the
 // other.
 //
 // The model's code holds groups: how many pieces (0: no more groups), how many
@@ -120,6 +120,21 @@ type Options struct {
 	// IDs makes chunk IDs cross, 32 bytes each, for a receiver without the table
 	// of what it wants.
 	IDs bool
+	// Report, if set, is told of each file in the order of the delta, a file
+	// longer than a piece once for each. It is called from one goroutine at a time.
+	Report func(Piece)
+}
+
+// Piece says how a stretch of a wanted file is coded.
+type Piece struct {
+	Index     int    // of the file
+	Path      string // of the file
+	Base      string // path of the file that it resembles most, "" if none is known
+	Predicted bool   // references are predicted
+	Size      int64  // bytes
+	Aligned   int64  // bytes that resemble a base
+	Missed    int64  // bytes of those that were not predicted
+	Literal   int64  // bytes without counterpart
 }
 
 func (o Options) chunkSize() (int, error) {

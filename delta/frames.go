@@ -17,7 +17,7 @@ const (
 	maxFrame = 64 << 10
 	// maxAhead is how much of a stream may wait for another, in bytes; the
 	// writer stays below by letting none go uneven by more than unevenness.
-	maxAhead   = 8 << 20
+	maxAhead   = 4 << 20
 	unevenness = 1 << 20
 	checkSize  = 16
 )

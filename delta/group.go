@@ -28,6 +28,7 @@ func (p *piece) predictable() bool { return p.off == 0 && int64(p.size) == p.ite
 // group is what is coded against one text of bases.
 type group struct {
 	bases  []span // by base and offset
+	starts []int  // of bases, laid end to end
 	pieces []piece
 }
 
@@ -40,6 +41,7 @@ func groups(have []*File, items []item) []group {
 	var all []group
 	var g group
 	var likest []span
+	there := map[span]bool{} // in g.bases
 	total := int64(0)
 	finish := func() {
 		if len(g.pieces) == 0 {
@@ -47,10 +49,14 @@ func groups(have []*File, items []item) []group {
 		}
 		slices.SortFunc(g.bases, compareSpans)
 		for i := range g.pieces {
-			g.pieces[i].likest = slices.Index(g.bases, likest[i])
+			g.pieces[i].likest = -1
+			if at, ok := slices.BinarySearchFunc(g.bases, likest[i], compareSpans); ok {
+				g.pieces[i].likest = at
+			}
 		}
 		all = append(all, g)
 		g, likest, total = group{}, nil, 0
+		clear(there)
 	}
 	for i := range items {
 		it := &items[i]
@@ -64,7 +70,7 @@ func groups(have []*File, items []item) []group {
 					continue
 				}
 				spans = append(spans, s)
-				if !slices.Contains(g.bases, s) {
+				if !there[s] {
 					more += s.length
 				}
 			}
@@ -72,8 +78,9 @@ func groups(have []*File, items []item) []group {
 				finish()
 			}
 			for _, s := range spans {
-				if !slices.Contains(g.bases, s) && (len(g.bases) == 0 || total+s.length <= pieceSize) {
+				if !there[s] && (len(g.bases) == 0 || total+s.length <= pieceSize) {
 					g.bases = append(g.bases, s)
+					there[s] = true
 					total += s.length
 				}
 			}
@@ -124,6 +131,7 @@ func (g *group) read(ctx context.Context, have []*File) ([]byte, error) {
 	text := make([]byte, 0, total)
 	for _, s := range g.bases {
 		n := len(text)
+		g.starts = append(g.starts, n)
 		text = text[:n+int(s.length)]
 		if err := readInto(ctx, have[s.base], text[n:], s.off); err != nil {
 			return nil, err
@@ -132,12 +140,13 @@ func (g *group) read(ctx context.Context, have []*File) ([]byte, error) {
 	return text, nil
 }
 
-// start returns where the base with that number begins in the text, 0 for -1.
-func (g *group) start(number int) (at int) {
-	for _, s := range g.bases[:max(number, 0)] {
-		at += int(s.length)
+// start returns where the base with that number begins in the text that read
+// has returned, 0 for -1.
+func (g *group) start(number int) int {
+	if number < 0 {
+		return 0
 	}
-	return at
+	return g.starts[number]
 }
 
 // flatten lays the files of all sets end to end.

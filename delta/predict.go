@@ -29,7 +29,7 @@ type predictor struct {
 type moved struct{ old, fresh, length int32 }
 
 const (
-	knownTargets = 1 << 20
+	knownTargets = 1 << 19
 	// shortest is the length of the shortest segment that says where something
 	// has moved, in bytes. (Guess.)
 	shortest = 24

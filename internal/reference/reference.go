@@ -71,7 +71,7 @@ const (
 	// MaxLoads is how many loads a file may have.
 	MaxLoads = 16
 	// MaxFields bounds the memory for fields, 12 bytes each.
-	MaxFields = 3 << 20
+	MaxFields = 15 << 18
 )
 
 // Find returns the references in the content of a file, nil if it is not ELF of

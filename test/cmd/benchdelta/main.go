@@ -53,11 +53,16 @@ func run(ctx context.Context, from, to string) error {
 		}
 		defer pprof.StopCPUProfile()
 	}
+	report := func(p delta.Piece) {
+		if os.Getenv("VERBOSE") != "" {
+			fmt.Printf("%9d missed %9d literal of %9d  %s  (%s)\n", p.Missed, p.Literal, p.Size, p.Path, p.Base)
+		}
+	}
 	sets := []delta.Set{{Name: "old", Files: have}}
 	var out bytes.Buffer
 	var stats delta.Stats
 	cost, err := measure(func() (err error) {
-		stats, err = delta.Encode(ctx, sets, want, delta.Options{}, &out)
+		stats, err = delta.Encode(ctx, sets, want, delta.Options{Report: report}, &out)
 		return err
 	})
 	if err != nil {
