@@ -50,8 +50,12 @@ const defaultMemory = 96 << 20
 // segments in both orders, references and what is known of their targets, the
 // literals' window and what is decoded of it, what waits of a stream, pages, a
 // chunk.
-func memoryOf(chunkSize int) int64 {
-	return 10<<20 + maxSegments*36 + reference.MaxFields*12 + knownTargets*8 + 2*literalWindow + maxAhead + pages*pageSize + int64(chunkSize)
+func memoryOf(p Profile, chunkSize int) int64 {
+	tables := int64(15 << 20)
+	if p == Slow {
+		tables <<= slowTables
+	}
+	return tables + maxSegments*36 + reference.MaxFields*12 + knownTargets*8 + 2*literalWindow + maxAhead + pages*pageSize + int64(chunkSize)
 }
 
 // Apply rebuilds what the delta in r holds. It reads r to its end. Errors wrap
@@ -67,7 +71,7 @@ func Apply(ctx context.Context, r io.Reader, to Receiver) (Header, error) {
 	if limit == 0 {
 		limit = defaultMemory
 	}
-	if need := max(h.Memory, memoryOf(h.ChunkSize)); need > limit {
+	if need := max(h.Memory, memoryOf(h.Profile, h.ChunkSize)); need > limit {
 		return h, fmt.Errorf("delta: %d bytes of memory, %d are allowed: %w", need, limit, ErrTooLarge)
 	}
 	if to.Bytes > 0 && h.Bytes > to.Bytes {
@@ -118,7 +122,7 @@ type decoder struct {
 }
 
 func (d *decoder) run(ctx context.Context) error {
-	d.code = newCode(entropy.NewDecoder(d.frames.part(streamModel)))
+	d.code = newCode(entropy.NewDecoder(d.frames.part(streamModel)), d.header.Profile)
 	for {
 		n, err := d.code.number(fieldPieces, 0, maxSegments)
 		if err != nil {
@@ -190,10 +194,18 @@ func (d *decoder) piece(ctx context.Context, bases int) error {
 	if err != nil {
 		return err
 	}
+	modelled, err := k.number(fieldModelled, 0, 1)
+	if err != nil {
+		return err
+	}
+	read := d.readLiteral
+	if modelled == 1 {
+		read = k.literals
+	}
 	k.startResidual()
 	end := 0
 	for _, s := range segments {
-		if err := d.literal(ctx, s.New-end); err != nil {
+		if err := d.literal(ctx, read, s.New-end); err != nil {
 			return err
 		}
 		if err := d.segment(ctx, pr, s); err != nil {
@@ -201,10 +213,10 @@ func (d *decoder) piece(ctx context.Context, bases int) error {
 		}
 		end = s.New + s.Len
 	}
-	if err := k.decodeEnd(); err != nil {
+	if err := k.endResidual(); err != nil {
 		return err
 	}
-	if err := d.literal(ctx, size-end); err != nil {
+	if err := d.literal(ctx, read, size-end); err != nil {
 		return err
 	}
 	if d.left == 0 {
@@ -286,10 +298,10 @@ func (d *decoder) filled(ctx context.Context, n int) error {
 	return err
 }
 
-func (d *decoder) literal(ctx context.Context, n int) error {
+func (d *decoder) literal(ctx context.Context, read func([]byte) error, n int) error {
 	for n > 0 {
 		p := d.room(n)
-		if err := d.readLiteral(p); err != nil {
+		if err := read(p); err != nil {
 			return err
 		}
 		if err := d.filled(ctx, len(p)); err != nil {

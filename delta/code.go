@@ -22,6 +22,7 @@ const (
 	fieldPredicted
 	fieldLoads
 	fieldLoad
+	fieldModelled
 	fieldCount
 )
 
@@ -44,11 +45,20 @@ type code struct {
 	far     *entropy.Number
 	hits    *entropy.Number
 	misses  *entropy.Bytes
-	recent  []int // distances, the latest first
+	text    *entropy.Bytes // literals
+	recent  []int          // distances, the latest first
+	past    uint64         // the last eight literals
+
+	counting bool     // encoder: runs are being collected
+	runs     []uint32 // encoder: right predictions before each miss of the piece
 	residual
 }
 
-func newCode(c *entropy.Coder) *code {
+func newCode(c *entropy.Coder, p Profile) *code {
+	more := uint(0)
+	if p == Slow {
+		more = slowTables
+	}
 	return &code{
 		c:       c,
 		numbers: entropy.NewNumber(fieldCount),
@@ -57,7 +67,8 @@ func newCode(c *entropy.Coder) *code {
 		jumps:   entropy.NewNumber(2),
 		far:     entropy.NewNumber(2),
 		hits:    entropy.NewNumber(fieldKinds * 4 * hitLengths),
-		misses:  entropy.NewBytes(4*fieldKinds, 16, 18, 19, 19, 19, 19),
+		misses:  entropy.NewBytes(4*fieldKinds, 16, 18, 19+more, 19+more, 19+more, 19+more),
+		text:    entropy.NewBytes(4, 16, 18+more, 18+more, 18+more, 18+more, 18+more),
 	}
 }
 
@@ -166,7 +177,6 @@ func (k *code) diagonal(d int) int {
 type residual struct {
 	right   uint64 // predictions that are right before the next that is wrong
 	pending bool   // the first prediction behind a miss is yet to come
-	context int    // of right
 	run     int    // misses in a row, up to now
 	length  int    // bucket of right
 	last    uint32 // how wrong the last four misses were, the latest lowest
@@ -178,24 +188,6 @@ type residual struct {
 // startResidual begins a piece's residual.
 func (k *code) startResidual() {
 	k.residual = residual{pending: true, last: k.last, runLast: k.runLast}
-}
-
-// expect notes in what context a number of right predictions begins: at the byte
-// behind a miss, so that both sides know it.
-func (k *code) expect() {
-	if k.pending {
-		k.context = (k.field*4+min(k.run, 3))*hitLengths + k.length
-		k.pending = false
-	}
-}
-
-// hit codes how many predictions are right.
-func (k *code) hit() {
-	k.right = k.hits.Code(k.c, k.context, k.right)
-	k.length = min(entropy.Length(k.right), hitLengths-1)
-	if k.right > 0 {
-		k.run = 0
-	}
 }
 
 // miss codes by how much a prediction is wrong, never 0.
@@ -224,38 +216,51 @@ func mixed(a, b, c uint32) uint32 {
 	return (h ^ h>>15) * 0x27d4eb2f >> 4
 }
 
-// encode codes fresh, of which predicted is the prediction, equally long. It
-// returns the number of misses.
-func (k *code) encode(predicted, fresh []byte) (missed int) {
+// count finds out how many predictions are right before each that is wrong, for
+// encode, which has to say so before it. It returns the number of misses.
+func (k *code) count(predicted, fresh []byte) (missed int) {
 	for i, p := range predicted {
-		k.expect()
 		if p == fresh[i] {
 			k.right++
-		} else {
-			k.hit()
-			k.right = 0
-			k.miss(p, fresh[i]-p)
-			k.pending = true
-			missed++
+			continue
 		}
-		k.actual = k.actual<<8 | uint32(fresh[i])
+		k.runs = append(k.runs, uint32(k.right))
+		k.right = 0
+		missed++
 	}
 	return missed
 }
 
-// encodeEnd ends the residual of a piece.
-func (k *code) encodeEnd() {
-	k.expect()
-	k.hit()
+// startCount begins the counting of a piece, endCount ends it.
+func (k *code) startCount() { k.runs, k.counting, k.right = k.runs[:0], true, 0 }
+
+func (k *code) endCount() {
+	k.runs, k.counting = append(k.runs, uint32(k.right)), false
 }
 
-// decode turns a prediction into the content.
-func (k *code) decode(p []byte) error {
+// begin codes how many predictions are right, at the first behind a miss. The
+// reference that begins there, if one does, is known to both sides.
+func (k *code) begin() {
+	if !k.pending {
+		return
+	}
+	k.pending = false
+	if !k.c.Decoding() {
+		k.right, k.runs = uint64(k.runs[0]), k.runs[1:]
+	}
+	context := (k.field*4+min(k.run, 3))*hitLengths + k.length
+	k.right = k.hits.Code(k.c, context, k.right)
+	k.length = min(entropy.Length(k.right), hitLengths-1)
+	if k.right > 0 {
+		k.run = 0
+	}
+}
+
+// some codes p, the prediction of fresh, and makes it fresh; decoding, it makes
+// fresh of it.
+func (k *code) some(p, fresh []byte) error {
 	for i := 0; i < len(p); {
-		if k.pending {
-			k.expect()
-			k.hit()
-		}
+		k.begin()
 		if k.right > 0 {
 			n := min(uint64(len(p)-i), k.right)
 			k.remember(p[i : i+int(n)])
@@ -263,7 +268,11 @@ func (k *code) decode(p []byte) error {
 			k.right -= n
 			continue
 		}
-		p[i] += k.miss(p[i], 0)
+		by := byte(0)
+		if !k.c.Decoding() {
+			by = fresh[i] - p[i]
+		}
+		p[i] += k.miss(p[i], by)
 		k.remember(p[i : i+1])
 		i++
 		k.pending = true
@@ -274,19 +283,16 @@ func (k *code) decode(p []byte) error {
 	return nil
 }
 
-// remember notes the last bytes of p, which is what was decoded just now.
+// remember notes the last bytes of p, which is what was coded just now.
 func (k *code) remember(p []byte) {
 	for _, b := range p[max(0, len(p)-4):] {
 		k.actual = k.actual<<8 | uint32(b)
 	}
 }
 
-// decodeEnd ends the residual of a piece.
-func (k *code) decodeEnd() error {
-	if k.pending {
-		k.expect()
-		k.hit()
-	}
+// endResidual ends the residual of a piece.
+func (k *code) endResidual() error {
+	k.begin()
 	if k.right != 0 {
 		return k.wrong("number of right predictions", k.right)
 	}
@@ -353,4 +359,25 @@ func namesOfBases(have []*File, bases []span) string {
 	default:
 		return fmt.Sprintf("%s or one of %d others", have[bases[0].base].Path, len(bases)-1)
 	}
+}
+
+// literals codes bytes without counterpart, in place.
+func (k *code) literals(p []byte) error {
+	for i, b := range p {
+		past := k.past
+		contexts := [...]uint32{
+			uint32(past & 0xff),
+			uint32(past&0xffff) | 1<<16,
+			mixed(uint32(past&0xffffff), 3, 0),
+			mixed(uint32(past), 4, 0),
+			mixed(uint32(past), uint32(past>>32&0xffff), 6),
+			mixed(uint32(past>>8&0xffff), uint32(past>>24&0xff), 2),
+		}
+		p[i] = k.text.Code(k.c, int(past>>6&3), contexts[:], b)
+		k.past = past<<8 | uint64(p[i])
+	}
+	if err := k.c.Err(); err != nil {
+		return broken("code", err)
+	}
+	return nil
 }

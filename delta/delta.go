@@ -15,7 +15,7 @@
 //
 //	8 bytes   "ASdelta" and 1, the version
 //	integer   length of the header, at most 1 MiB
-//	header    chunk size; 1 if chunk IDs cross, else 0; bytes of memory that
+//	header    profile (0 default, 1 slow: larger tables); chunk size; 1 if chunk IDs cross, else 0; bytes of memory that
 //	          Apply needs beyond the bases; number of wanted files in the list
 //	          that indices refer to; number of files in the delta; sum of their
 //	          sizes; number of sets; for each set the length of its name, the
@@ -39,7 +39,8 @@
 // resembles most, plus 1; the number of segments, and for each the gap before
 // it, its length and where its old bytes are (package bindiff), in the group's
 // bases laid end to end; then how often the prediction of segments' bytes is
-// right before it is wrong, and by how much it is wrong then. Gaps are literals.
+// right before it is wrong, and by how much it is wrong then. Gaps are literals,
+// in stream 2 or, as a flag of the piece says, in the model's code.
 // Chunk IDs, if they cross, stand in the literals before their file. The order
 // is that of code.go, which both sides run.
 //
@@ -112,6 +113,21 @@ var (
 	ErrTooLarge = errors.New("delta needs more than is allowed")
 )
 
+// Profile is how much time a delta may take, at both ends.
+type Profile uint8
+
+const (
+	// Default decodes at 20 MB/s or more, in 96 MiB beyond the bases.
+	Default Profile = iota
+	// Slow models all literals. It decodes at about 1 MB of literals a second, in
+	// 192 MiB beyond the bases.
+	Slow
+	profiles
+)
+
+// slowTables is by how many bits the slow profile's tables are larger.
+const slowTables = 3
+
 // Options says how Encode works. The zero value serves most.
 type Options struct {
 	// ChunkSize is where files were cut for File.Chunks, in bytes; 0 for
@@ -119,7 +135,8 @@ type Options struct {
 	ChunkSize int
 	// IDs makes chunk IDs cross, 32 bytes each, for a receiver without the table
 	// of what it wants.
-	IDs bool
+	IDs     bool
+	Profile Profile
 	// Report, if set, is told of each file in the order of the delta, a file
 	// longer than a piece once for each. It is called from one goroutine at a time.
 	Report func(Piece)

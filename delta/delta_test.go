@@ -71,6 +71,7 @@ func apply(t testing.TB, coded []byte, have []Set, expect func(int) ([]chunk.ID,
 		},
 		Expect: expect,
 		Sink:   c,
+		Memory: 256 << 20,
 		Bytes:  1 << 30,
 	})
 	return c, err
@@ -158,6 +159,9 @@ func TestTheReceiverGetsWhatItLacks(t *testing.T) {
 	}
 	if limit := 65536 + 1000 + 6000; len(coded) > limit {
 		t.Errorf("%d bytes, want at most %d", len(coded), limit)
+	}
+	if slow, _ := roundTrip(t, have, want, contents, Options{Profile: Slow}); len(slow) > len(coded)+500 {
+		t.Errorf("%d bytes, slowly %d", len(coded), len(slow))
 	}
 	roundTrip(t, nil, want, contents, Options{})
 	roundTrip(t, have, nil, nil, Options{})

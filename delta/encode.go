@@ -28,7 +28,10 @@ func Encode(ctx context.Context, have []Set, want []File, o Options, w io.Writer
 	if err != nil {
 		return stats, err
 	}
-	h := Header{ChunkSize: size, IDs: o.IDs, Wanted: len(want)}
+	if o.Profile >= profiles {
+		return stats, fmt.Errorf("delta: there is no profile %d", o.Profile)
+	}
+	h := Header{Profile: o.Profile, ChunkSize: size, IDs: o.IDs, Wanted: len(want)}
 	for _, s := range have {
 		if len(s.Name) > 255 {
 			return stats, fmt.Errorf("delta: set %.40s…: the name has %d bytes, at most 255 are allowed", s.Name, len(s.Name))
@@ -49,7 +52,7 @@ func Encode(ctx context.Context, have []Set, want []File, o Options, w io.Writer
 	for _, it := range items {
 		h.Bytes += it.file.Size
 	}
-	h.Files, h.Memory = len(items), memoryOf(size)
+	h.Files, h.Memory = len(items), memoryOf(o.Profile, size)
 	stats.Same, stats.Files, stats.Bytes = same, h.Files, h.Bytes
 	e := &encoder{have: bases, header: h, stats: &stats, report: o.Report, ids: sha256.New()}
 	e.frames = &frameWriter{w: w, behind: e.catchUp}
@@ -71,13 +74,14 @@ type encoder struct {
 	base     int           // behind the last base
 
 	predicted []byte // of a stretch
+	modelled  int64  // literals that may yet be modelled in the default profile
 }
 
 func (e *encoder) run(ctx context.Context, all []group) error {
 	if err := e.frames.put(e.header.append(nil)); err != nil {
 		return err
 	}
-	e.code = newCode(entropy.NewEncoder(e.frames.part(streamModel)))
+	e.code = newCode(entropy.NewEncoder(e.frames.part(streamModel)), e.header.Profile)
 	for i := range all {
 		if err := e.group(ctx, &all[i]); err != nil {
 			return err
@@ -107,6 +111,7 @@ func (e *encoder) catchUp(stream byte) error {
 	return e.frames.flush(stream)
 }
 
+// literal puts bytes into the stream of literals.
 func (e *encoder) literal(p []byte) error {
 	if len(p) == 0 {
 		return nil

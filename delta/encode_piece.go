@@ -124,14 +124,14 @@ func (e *encoder) piece(ctx context.Context, g *group, p *piece, text []byte, a 
 	if err != nil {
 		return err
 	}
-	k.startResidual()
-	end := 0
+	put := e.literal
+	if modelled, err := k.number(fieldModelled, e.modelling(p, &a), 1); err != nil {
+		return err
+	} else if modelled == 1 {
+		put = k.literals
+	}
+	k.startCount()
 	for _, s := range a.segments {
-		if err := e.literal(a.content[end:s.New]); err != nil {
-			return err
-		}
-		report.Literal += int64(s.New - end)
-		end = s.New + s.Len
 		missed, err := e.segment(pr, s, p.off, text, a.content)
 		if err != nil {
 			return err
@@ -139,11 +139,26 @@ func (e *encoder) piece(ctx context.Context, g *group, p *piece, text []byte, a 
 		report.Aligned += int64(s.Len)
 		report.Missed += missed
 	}
-	k.encodeEnd()
-	if err := e.literal(a.content[end:]); err != nil {
+	k.endCount()
+	pr.forget()
+	k.startResidual()
+	end := 0
+	for _, s := range a.segments {
+		if err := put(a.content[end:s.New]); err != nil {
+			return err
+		}
+		end = s.New + s.Len
+		if _, err := e.segment(pr, s, p.off, text, a.content); err != nil {
+			return err
+		}
+	}
+	if err := k.endResidual(); err != nil {
 		return err
 	}
-	report.Literal += int64(p.size - end)
+	if err := put(a.content[end:]); err != nil {
+		return err
+	}
+	report.Literal = report.Size - report.Aligned
 	e.stats.Aligned += report.Aligned
 	e.stats.Missed += report.Missed
 	e.stats.Literal += report.Literal
@@ -152,6 +167,28 @@ func (e *encoder) piece(ctx context.Context, g *group, p *piece, text []byte, a 
 	}
 	return k.c.Err()
 }
+
+// modelling decides whether the piece's literals are modelled: 1 if so. That makes
+// them smaller by a fifth, and takes about a microsecond each to decode; in the
+// default profile as many of them as one in modelledShare of what is rebuilt.
+func (e *encoder) modelling(p *piece, a *aligned) int64 {
+	literals := int64(p.size)
+	for _, s := range a.segments {
+		literals -= int64(s.Len)
+	}
+	e.modelled += int64(p.size) / modelledShare
+	switch {
+	case e.header.Profile == Slow:
+	case literals == 0 || literals > e.modelled:
+		return 0
+	default:
+		e.modelled -= literals
+	}
+	return 1
+}
+
+// modelledShare keeps decoding above 20 MB/s. (Measured November 2026.)
+const modelledShare = 50
 
 // segment codes what is different in a segment of a piece that begins at off in
 // its file, in stretches that end where the receiver's chunks do.

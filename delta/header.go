@@ -12,6 +12,7 @@ import (
 
 // Header says what a delta is about, before anything of it is decoded.
 type Header struct {
+	Profile   Profile
 	ChunkSize int
 	IDs       bool  // chunk IDs are in the delta
 	Memory    int64 // bytes that Apply needs beyond the bases
@@ -32,7 +33,7 @@ func (h *Header) append(p []byte) []byte {
 	if h.IDs {
 		ids = 1
 	}
-	b := binary.AppendUvarint(nil, uint64(h.ChunkSize))
+	b := binary.AppendUvarint([]byte{byte(h.Profile)}, uint64(h.ChunkSize))
 	for _, v := range []uint64{ids, uint64(h.Memory), uint64(h.Wanted), uint64(h.Files), uint64(h.Bytes), uint64(len(h.Sets))} {
 		b = binary.AppendUvarint(b, v)
 	}
@@ -70,6 +71,7 @@ func readHeader(r *bufio.Reader) (Header, error) {
 		return h, broken("header", err)
 	}
 	f := fields{rest: b}
+	h.Profile = Profile(f.number("profile", uint64(profiles-1)))
 	h.ChunkSize = int(f.number("chunk size", chunk.MaxSize))
 	h.IDs = f.number("flag", 1) == 1
 	h.Memory = int64(f.number("memory", 1<<40))

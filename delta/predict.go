@@ -113,6 +113,13 @@ func (p *predictor) learn(address uint32, shift int64) {
 	}
 }
 
+// forget makes p as it was before it learned anything.
+func (p *predictor) forget() {
+	if p != nil {
+		clear(p.targets)
+	}
+}
+
 // fields returns the references in n bytes of the group's text.
 func (p *predictor) fields(at, n int) []reference.Field {
 	if p == nil || at < p.start || at+n > p.start+p.size {
@@ -152,48 +159,45 @@ func (p *predictor) rewrite(base []byte) []byte {
 	return out
 }
 
-// stretch codes bytes of a segment: predicted, which it overwrites, are the old
-// ones at old of the group's text; fresh are the new ones when coding, and at is
-// their place in the new file. It returns the number of misses when coding.
+// stretch codes bytes of a segment: predicted, which becomes the new ones, are
+// the old ones at old of the group's text; fresh are the new ones when encoding,
+// and at is their place in the new file. While counting, it returns the number of
+// misses.
 func (k *code) stretch(p *predictor, predicted, fresh []byte, old int, at int64) (missed int, err error) {
 	done := 0
+	part := func(to, field int) error {
+		k.field = field
+		var f []byte
+		if fresh != nil {
+			f = fresh[done:to]
+		}
+		b := predicted[done:to]
+		done = to
+		if k.counting {
+			missed += k.count(b, f)
+			copy(b, f)
+			return nil
+		}
+		return k.some(b, f)
+	}
 	var before [8]byte
 	for _, x := range p.fields(old, len(predicted)) {
 		from := int(x.Pos) + p.start - old
-		to := from + x.Kind.Size()
-		n, err := k.some(predicted, fresh, done, from)
-		if err != nil {
+		if err := part(from, 0); err != nil {
 			return missed, err
 		}
-		field := predicted[from:to]
+		field := predicted[from : from+x.Kind.Size()]
 		copy(before[:], field)
 		address, self := p.self(x, at+int64(from))
 		x.Put(field, x.Shifted(field, address, p.target(x.Target), self))
-		k.field = int(x.Kind) + 1
-		m, err := k.some(predicted, fresh, from, to)
-		k.field = 0
-		if err != nil {
+		if err := part(from+len(field), int(x.Kind)+1); err != nil {
 			return missed, err
-		}
-		missed += n + m
-		if fresh != nil {
-			field = fresh[from:to]
 		}
 		if shift, ok := x.Shift(before[:], field, self); ok {
 			p.learn(x.Target, shift)
 		}
-		done = to
 	}
-	n, err := k.some(predicted, fresh, done, len(predicted))
-	return missed + n, err
-}
-
-// some codes the bytes from from to to.
-func (k *code) some(predicted, fresh []byte, from, to int) (missed int, err error) {
-	if k.c.Decoding() {
-		return 0, k.decode(predicted[from:to])
-	}
-	return k.encode(predicted[from:to], fresh[from:to]), nil
+	return missed, part(len(predicted), 0)
 }
 
 // loads codes how the new file is mapped, by how it differs from the old one.

@@ -10,7 +10,7 @@ import (
 const (
 	pageSize = 64 << 10
 	// pages is how many pages of bases are kept at a time.
-	pages = 64
+	pages = 32
 	// openBases is how many bases are held open at a time.
 	openBases = 64
 )

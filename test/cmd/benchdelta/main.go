@@ -58,11 +58,15 @@ func run(ctx context.Context, from, to string) error {
 			fmt.Printf("%9d missed %9d literal of %9d  %s  (%s)\n", p.Missed, p.Literal, p.Size, p.Path, p.Base)
 		}
 	}
+	profile := delta.Default
+	if os.Getenv("SLOW") != "" {
+		profile = delta.Slow
+	}
 	sets := []delta.Set{{Name: "old", Files: have}}
 	var out bytes.Buffer
 	var stats delta.Stats
 	cost, err := measure(func() (err error) {
-		stats, err = delta.Encode(ctx, sets, want, delta.Options{Report: report}, &out)
+		stats, err = delta.Encode(ctx, sets, want, delta.Options{Report: report, Profile: profile}, &out)
 		return err
 	})
 	if err != nil {
@@ -75,6 +79,7 @@ func run(ctx context.Context, from, to string) error {
 			Set:    func(context.Context, string) (delta.Set, error) { return sets[0], nil },
 			Expect: func(i int) ([]chunk.ID, error) { return want[i].Chunks, nil },
 			Sink:   sink,
+			Memory: 256 << 20,
 		})
 		return err
 	})
