@@ -184,7 +184,7 @@ func (d *decoder) piece(ctx context.Context, bases int) error {
 		return err
 	}
 	first, last := d.bases.start(int(likest)-1), d.bases.start(int(likest))
-	pr, err := k.predict(ctx, false, nil, first, last-first, segments, func(ctx context.Context) (*reference.File, error) {
+	pr, err := k.predict(ctx, nil, first, last-first, segments, func(ctx context.Context) (*reference.File, error) {
 		base := make([]byte, last-first) // as long as fields are looked for
 		if err := d.bases.readAt(ctx, base, first); err != nil {
 			return nil, err

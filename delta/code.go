@@ -22,6 +22,7 @@ const (
 	fieldPredicted
 	fieldLoads
 	fieldLoad
+	fieldRole
 	fieldModelled
 	fieldCount
 )

@@ -17,8 +17,8 @@ const rewrittenAtOnce = 24 << 20
 type aligned struct {
 	content  []byte
 	segments []bindiff.Segment
-	file     *reference.File  // the likest base, nil unless references are predicted
-	loads    []reference.Load // how the content is mapped
+	file     *reference.File // the likest base, and
+	fresh    *fresh          // the content, both nil unless references are predicted
 }
 
 func alignPiece(ctx context.Context, g *group, p *piece, text []byte, old *bindiff.Old, room *semaphore.Weighted) (a aligned, err error) {
@@ -30,10 +30,9 @@ func alignPiece(ctx context.Context, g *group, p *piece, text []byte, old *bindi
 		return a, err
 	}
 	if p.predictable() && p.likest >= 0 {
-		if a.loads = reference.Loads(a.content); a.loads != nil {
-			base := text[start : start+int(g.bases[p.likest].length)]
-			a.file = reference.Find(base)
-			if a.file != nil {
+		base := text[start : start+int(g.bases[p.likest].length)]
+		if a.file = reference.Find(base); a.file != nil {
+			if a.fresh = freshOf(a.content); a.fresh != nil {
 				weight := min(int64(len(base)), rewrittenAtOnce)
 				if err := room.Acquire(ctx, weight); err != nil {
 					return a, err
@@ -52,7 +51,8 @@ func alignPiece(ctx context.Context, g *group, p *piece, text []byte, old *bindi
 // is looked for in all bases, unless this is the sole one: then old is not
 // needed any more, and its memory is used.
 func (a *aligned) again(ctx context.Context, base []byte, start int, old *bindiff.Old, sole bool) (err error) {
-	p := newPredictor(a.file, a.loads, start, len(base), a.segments)
+	p := newPredictor(a.file, a.fresh.loads, start, len(base), a.segments)
+	p.correctAll(a.fresh)
 	rewritten := old
 	if sole {
 		err = old.Reset(p.rewrite(base))
@@ -114,13 +114,13 @@ func (e *encoder) piece(ctx context.Context, g *group, p *piece, text []byte, a 
 	if _, err := k.segments(a.segments, p.size, len(text), start); err != nil {
 		return err
 	}
-	report := Piece{Index: p.item.index, Path: p.item.file.Path, Predicted: a.file != nil, Size: int64(p.size)}
+	report := Piece{Index: p.item.index, Path: p.item.file.Path, Predicted: a.fresh != nil, Size: int64(p.size)}
 	size := 0
 	if p.likest >= 0 {
 		size = int(g.bases[p.likest].length)
 		report.Base = e.have[g.bases[p.likest].base].Path
 	}
-	pr, err := k.predict(ctx, a.file != nil, a.loads, start, size, a.segments, func(context.Context) (*reference.File, error) { return a.file, nil })
+	pr, err := k.predict(ctx, a.fresh, start, size, a.segments, func(context.Context) (*reference.File, error) { return a.file, nil })
 	if err != nil {
 		return err
 	}

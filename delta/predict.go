@@ -227,12 +227,55 @@ func (k *code) loads(old, fresh []reference.Load) ([]reference.Load, error) {
 	return out, nil
 }
 
+// fresh is what a sender knows of the references in the new file.
+type fresh struct {
+	loads []reference.Load
+	roles [reference.Roles]int64 // addresses of bases, -1 for none
+}
+
+// freshOf returns what is known of a file, nil if it is not understood.
+func freshOf(content []byte) *fresh {
+	f := reference.Find(content)
+	if f == nil {
+		return nil
+	}
+	x := &fresh{loads: f.Loads}
+	for i, number := range f.Roles {
+		x.roles[i] = -1
+		if number >= 0 {
+			x.roles[i] = int64(f.Bases[number])
+		}
+	}
+	return x
+}
+
+// correct returns by how much the alignment is wrong about where the base with
+// the role has moved.
+func (p *predictor) correct(x *fresh, role int) int64 {
+	number := p.file.Roles[role]
+	if x == nil || number < 0 || x.roles[role] < 0 {
+		return 0
+	}
+	return x.roles[role] - int64(p.file.Bases[number]) - p.bases[number]
+}
+
+// correctAll puts the bases that have roles where they are.
+func (p *predictor) correctAll(x *fresh) {
+	for role, number := range p.file.Roles {
+		if number >= 0 {
+			p.bases[number] += p.correct(x, role)
+		}
+	}
+}
+
 // predict makes the predictor of a piece from the base that it resembles most,
-// nil if references are not predicted: this is said in the code as well.
-func (k *code) predict(ctx context.Context, wanted bool, fresh []reference.Load, start, size int, segments []bindiff.Segment, base func(context.Context) (*reference.File, error)) (*predictor, error) {
+// nil if references are not predicted: this is said in the code as well. The
+// base begins at start in the group's text. Decoding, x is nil.
+func (k *code) predict(ctx context.Context, x *fresh, start, size int, segments []bindiff.Segment, base func(context.Context) (*reference.File, error)) (*predictor, error) {
 	flag := int64(0)
-	if wanted {
-		flag = 1
+	var loads []reference.Load
+	if x != nil {
+		flag, loads = 1, x.loads
 	}
 	flag, err := k.number(fieldPredicted, flag, 1)
 	if err != nil || flag == 0 {
@@ -245,8 +288,19 @@ func (k *code) predict(ctx context.Context, wanted bool, fresh []reference.Load,
 	if file == nil {
 		return nil, k.wrong("prediction from a base of", "another kind")
 	}
-	if fresh, err = k.loads(file.Loads, fresh); err != nil {
+	if loads, err = k.loads(file.Loads, loads); err != nil {
 		return nil, err
 	}
-	return newPredictor(file, fresh, start, size, segments), nil
+	p := newPredictor(file, loads, start, size, segments)
+	for role, number := range file.Roles {
+		if number < 0 {
+			continue
+		}
+		by, err := k.signed(fieldRole, p.correct(x, role))
+		if err != nil {
+			return nil, err
+		}
+		p.bases[number] += by
+	}
+	return p, nil
 }

@@ -31,6 +31,14 @@ func (f *finder) base(address int64) (number uint16, ok bool) {
 	return number, true
 }
 
+// role is base for one that has a role.
+func (f *finder) role(role int, address int64) (number uint16, ok bool) {
+	if number, ok = f.base(address); ok {
+		f.file.Roles[role] = int(number)
+	}
+	return number, ok
+}
+
 // based notes a field at an offset that counts from the base.
 func (f *finder) based(off int, base uint16, target int64) { f.counted(Based32, off, base, target) }
 
@@ -121,7 +129,7 @@ func (f *finder) unwindTable(s *section, p []byte) {
 	if len(p) < 12 || p[3] != 0x3b {
 		return
 	}
-	b, ok := f.base(s.address)
+	b, ok := f.role(roleUnwind, s.address)
 	for at := 12; ok && at+4 <= len(p); at += 4 {
 		f.based(s.off+at, b, s.address+int64(int32(le.Uint32(p[at:]))))
 	}

@@ -26,10 +26,10 @@ func (f *finder) types() {
 	if functions == nil || code == nil {
 		return
 	}
-	from, base, ok1 := f.module(functions, moduleTypes)
-	to, _, ok2 := f.module(functions, moduleTypes+8)
+	from, base, ok1 := f.module(functions, moduleTypes, roleTypes)
+	to, ok2 := f.moduleAddress(functions, moduleTypes+8)
 	off, _, ok3 := Offset(f.loads, from)
-	textBase, ok4 := f.base(code.address)
+	textBase, ok4 := f.role(roleCode, code.address)
 	if !ok1 || !ok2 || !ok3 || !ok4 || to <= from || off+to-from > int64(len(f.p)) {
 		return
 	}

@@ -63,7 +63,25 @@ type File struct {
 	Loads  []Load   // by address, not overlapping
 	Fields []Field  // by Pos, not overlapping
 	Bases  []uint32 // addresses that fields count from
+	// Roles are the numbers of the bases that every file of its sort has, -1 for
+	// those that this one lacks: where two files have one, they correspond.
+	Roles [Roles]int
 }
+
+// Roles is how many roles bases have.
+const Roles = 9
+
+const (
+	roleUnwind = iota
+	roleCode
+	roleNames
+	roleUnits
+	roleFiles
+	roleValues
+	roleFunctions
+	roleFuncData
+	roleTypes
+)
 
 const (
 	// MaxSize is the longest file that is looked at, in bytes.
@@ -84,6 +102,9 @@ func Find(content []byte) *File {
 	// Programs have a field every 20 to 40 bytes.
 	room := make([]Field, 0, min(MaxFields, len(content)/16))
 	f := &finder{elf: e, file: &File{Loads: e.loads, Fields: room}, known: map[int64]uint16{}}
+	for i := range f.file.Roles {
+		f.file.Roles[i] = -1
+	}
 	f.find()
 	slices.SortFunc(f.file.Fields, func(a, b Field) int { return cmp.Or(cmp.Compare(a.Pos, b.Pos), cmp.Compare(a.Kind, b.Kind)) })
 	kept := f.file.Fields[:0]
@@ -96,15 +117,6 @@ func Find(content []byte) *File {
 	}
 	f.file.Fields = kept
 	return f.file
-}
-
-// Loads returns how the content of a file is mapped, nil if it is not ELF of a
-// kind that is understood.
-func Loads(content []byte) []Load {
-	if e := parse(content); e != nil {
-		return e.loads
-	}
-	return nil
 }
 
 // Base returns the number of the base that a field counts from, false if it
