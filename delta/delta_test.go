@@ -57,10 +57,10 @@ func (c *collector) End() error {
 	return nil
 }
 
-func apply(t testing.TB, coded []byte, have []Set, expect func(int) ([]chunk.ID, error)) (*collector, error) {
-	t.Helper()
+func apply(tb testing.TB, coded []byte, have []Set, expect func(int) ([]chunk.ID, error)) (*collector, error) {
+	tb.Helper()
 	c := &collector{files: map[int][]byte{}, sizes: map[int]int64{}}
-	_, err := Apply(t.Context(), bytes.NewReader(coded), Receiver{
+	_, err := Apply(tb.Context(), bytes.NewReader(coded), Receiver{
 		Set: func(_ context.Context, name string) (Set, error) {
 			for _, s := range have {
 				if s.Name == name {
@@ -77,33 +77,33 @@ func apply(t testing.TB, coded []byte, have []Set, expect func(int) ([]chunk.ID,
 	return c, err
 }
 
-func encode(t testing.TB, have []Set, want []File, o Options) ([]byte, Stats) {
-	t.Helper()
+func encode(tb testing.TB, have []Set, want []File, o Options) ([]byte, Stats) {
+	tb.Helper()
 	var out bytes.Buffer
-	stats, err := Encode(t.Context(), have, want, o, &out)
+	stats, err := Encode(tb.Context(), have, want, o, &out)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if stats.Written != int64(out.Len()) {
-		t.Errorf("%d bytes written, %d reported", out.Len(), stats.Written)
+		tb.Errorf("%d bytes written, %d reported", out.Len(), stats.Written)
 	}
 	return out.Bytes(), stats
 }
 
 // roundTrip checks that the receiver gets what it lacks of want, and nothing else.
-func roundTrip(t testing.TB, have []Set, want []File, contents [][]byte, o Options) ([]byte, Stats) {
-	t.Helper()
-	coded, stats := encode(t, have, want, o)
-	got, err := apply(t, coded, have, func(i int) ([]chunk.ID, error) { return want[i].Chunks, nil })
+func roundTrip(tb testing.TB, have []Set, want []File, contents [][]byte, o Options) ([]byte, Stats) {
+	tb.Helper()
+	coded, stats := encode(tb, have, want, o)
+	got, err := apply(tb, coded, have, func(i int) ([]chunk.ID, error) { return want[i].Chunks, nil })
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if len(got.files) != stats.Files || got.ended != stats.Files {
-		t.Errorf("%d files, %d ended, %d expected", len(got.files), got.ended, stats.Files)
+		tb.Errorf("%d files, %d ended, %d expected", len(got.files), got.ended, stats.Files)
 	}
 	for i, p := range got.files {
 		if !bytes.Equal(p, contents[i]) {
-			t.Errorf("%s is not what it was (%d bytes, %d expected)", want[i].Path, len(p), len(contents[i]))
+			tb.Errorf("%s is not what it was (%d bytes, %d expected)", want[i].Path, len(p), len(contents[i]))
 		}
 	}
 	return coded, stats

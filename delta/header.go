@@ -129,7 +129,7 @@ func broken(what string, err error) error {
 	if errors.Is(err, ErrFormat) {
 		return err
 	}
-	if err == io.EOF || err == io.ErrUnexpectedEOF {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return fmt.Errorf("delta: %s: it ends too early: %w", what, ErrFormat)
 	}
 	return fmt.Errorf("delta: %s: %w", what, err)

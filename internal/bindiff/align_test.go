@@ -18,20 +18,20 @@ func random(r *rand.Rand, n int) []byte {
 
 // align checks that the segments are in order and within bounds, and returns
 // them with how many bytes they get right.
-func align(t testing.TB, old, fresh []byte, hint int) (segments []Segment, right int) {
-	t.Helper()
+func align(tb testing.TB, old, fresh []byte, hint int) (segments []Segment, right int) {
+	tb.Helper()
 	o, err := NewOld(old)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	segments, err = o.Align(t.Context(), fresh, hint)
+	segments, err = o.Align(tb.Context(), fresh, hint)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	end := 0
 	for _, s := range segments {
 		if s.New < end || s.Len <= 0 || s.Old < 0 || s.end() > len(fresh) || s.Old+s.Len > len(old) {
-			t.Fatalf("%+v behind %d, with %d bytes of old and %d of new", s, end, len(old), len(fresh))
+			tb.Fatalf("%+v behind %d, with %d bytes of old and %d of new", s, end, len(old), len(fresh))
 		}
 		end = s.end()
 		for i := range s.Len {

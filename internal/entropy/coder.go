@@ -13,6 +13,7 @@
 package entropy
 
 import (
+	"errors"
 	"io"
 )
 
@@ -94,7 +95,7 @@ func (c *Coder) bit(p1 uint32, bit int) int {
 func (c *Coder) pull() {
 	b, err := c.r.ReadByte()
 	if err != nil {
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			err = io.ErrUnexpectedEOF
 		}
 		if c.err == nil {

@@ -35,26 +35,26 @@ func (m models) code(c *Coder, text []byte, numbers []int64) ([]byte, []int64) {
 	return t, n
 }
 
-func roundTrip(t testing.TB, text []byte, numbers []int64) (coded int) {
-	t.Helper()
+func roundTrip(tb testing.TB, text []byte, numbers []int64) (coded int) {
+	tb.Helper()
 	var out bytes.Buffer
 	e := NewEncoder(&out)
 	newModels().code(e, text, numbers)
 	if err := e.Close(); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	in := bytes.NewReader(out.Bytes())
 	d := NewDecoder(in)
 	gotText, gotNumbers := newModels().code(d, make([]byte, len(text)), make([]int64, len(numbers)))
 	if d.Err() != nil {
-		t.Fatal(d.Err())
+		tb.Fatal(d.Err())
 	}
 	if !bytes.Equal(gotText, text) {
-		t.Fatalf("%q comes back as %q", text, gotText)
+		tb.Fatalf("%q comes back as %q", text, gotText)
 	}
 	for i, n := range numbers {
 		if gotNumbers[i] != n {
-			t.Fatalf("%d comes back as %d", n, gotNumbers[i])
+			tb.Fatalf("%d comes back as %d", n, gotNumbers[i])
 		}
 	}
 	return out.Len()

@@ -58,7 +58,7 @@ func (f *finder) find() {
 		case s.exec:
 			f.arm(s, p)
 		case s.kind == sectionRela:
-			f.rela(s, p)
+			f.relocations(s, p)
 		case s.kind == sectionDynsym:
 			for at := 0; at+24 <= len(p); at += 24 {
 				f.absolute(s.off+at+8, le.Uint64(p[at+8:]), 1)
@@ -86,8 +86,8 @@ func (f *finder) absolute(off int, v, least uint64) {
 	}
 }
 
-// rela notes the places that are relocated, and the addends that are addresses.
-func (f *finder) rela(s *section, p []byte) {
+// relocations notes the places that are relocated, and the addends that are addresses.
+func (f *finder) relocations(s *section, p []byte) {
 	for at := 0; at+24 <= len(p); at += 24 {
 		f.absolute(s.off+at, le.Uint64(p[at:]), 1)
 		if kind := uint32(le.Uint64(p[at+8:])); kind == relativeX86 || kind == relativeArm {

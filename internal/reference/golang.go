@@ -14,70 +14,110 @@ const (
 	dataInlined = 3
 )
 
+// functionTable is the table of functions of a Go program, as it is read.
+type functionTable struct {
+	*finder
+	s *section
+	p []byte
+	// The bases, and where they are in p.
+	code, names, units, values, table, data uint16
+	namesAt, unitsAt, valuesAt, tableAt     int64
+
+	codeAddress, dataAddress int64
+	hasData                  bool
+	starts                   []int64        // where what functions have in data begins
+	trees                    map[int64]bool // those that say what was inlined
+}
+
 // functions notes the fields of the table of functions.
 func (f *finder) functions(s *section, p []byte) {
-	if len(p) < 72 || le.Uint32(p) != goMagic {
-		return
-	}
-	count := int64(le.Uint64(p[8:]))
-	place := func(at int) int64 { return int64(min(le.Uint64(p[at:]), uint64(len(p)))) }
-	names, units, files, values, table := place(32), place(40), place(48), place(56), place(64)
 	code := f.section(".text")
-	if code == nil || count < 0 || count > int64(len(p)) || table+count*8+4 > int64(len(p)) {
+	if len(p) < 72 || le.Uint32(p) != goMagic || code == nil {
 		return
 	}
-	textBase, ok1 := f.role(roleCode, code.address)
-	nameBase, ok2 := f.role(roleNames, s.address+names)
-	valueBase, ok3 := f.role(roleValues, s.address+values)
-	tableBase, ok4 := f.role(roleFunctions, s.address+table)
-	unitBase, _ := f.role(roleUnits, s.address+units)
-	fileBase, _ := f.role(roleFiles, s.address+files)
-	for at := units; at+4 <= files; at += 4 {
+	place := func(at int) int64 { return int64(min(le.Uint64(p[at:]), uint64(len(p)))) }
+	t := &functionTable{finder: f, s: s, p: p, codeAddress: code.address, trees: map[int64]bool{}}
+	t.namesAt, t.unitsAt, t.valuesAt, t.tableAt = place(32), place(40), place(56), place(64)
+	filesAt := place(48)
+	count := int64(le.Uint64(p[8:]))
+	if count < 0 || count > int64(len(p)) || t.tableAt+count*8+4 > int64(len(p)) {
+		return
+	}
+	var files uint16
+	for _, x := range []struct {
+		number  *uint16
+		role    int
+		address int64
+	}{
+		{&t.code, roleCode, code.address},
+		{&t.names, roleNames, s.address + t.namesAt},
+		{&t.units, roleUnits, s.address + t.unitsAt},
+		{&files, roleFiles, s.address + filesAt},
+		{&t.values, roleValues, s.address + t.valuesAt},
+		{&t.table, roleFunctions, s.address + t.tableAt},
+	} {
+		number, ok := f.role(x.role, x.address)
+		if !ok {
+			return
+		}
+		*x.number = number
+	}
+	t.dataAddress, t.data, t.hasData = f.module(s, moduleGofunc, roleFuncData)
+	for at := t.unitsAt; at+4 <= filesAt; at += 4 {
 		if v := le.Uint32(p[at:]); v != 1<<32-1 {
-			f.based(s.off+int(at), fileBase, s.address+files+int64(v))
+			f.based(s.off+int(at), files, s.address+filesAt+int64(v))
 		}
 	}
-	gofunc, dataBase, ok5 := f.module(s, moduleGofunc, roleFuncData)
-	if !ok1 || !ok2 || !ok3 || !ok4 {
-		return
-	}
-	var data []int64          // where what functions have in data begins
-	trees := map[int64]bool{} // those that say what was inlined
 	for i := range count {
-		at := table + i*8
-		f.based(s.off+int(at), textBase, code.address+int64(le.Uint32(p[at:])))
-		entry := table + int64(le.Uint32(p[at+4:]))
-		f.based(s.off+int(at)+4, tableBase, s.address+entry)
-		if entry > int64(len(p))-44 {
-			continue
-		}
-		x := p[entry:]
-		off := s.off + int(entry)
-		f.based(off, textBase, code.address+int64(le.Uint32(x)))
-		f.based(off+4, nameBase, s.address+names+int64(le.Uint32(x[4:])))
-		for _, k := range []int{16, 20, 24} {
-			f.value(off+k, valueBase, s.address+values, x[k:])
-		}
-		f.counted(Based32x4, off+32, unitBase, s.address+units+4*int64(le.Uint32(x[32:])))
-		end := 44
-		n := int(min(le.Uint32(x[28:]), 64))
-		for ; n > 0 && end+4 <= len(x); n-- {
-			f.value(off+end, valueBase, s.address+values, x[end:])
-			end += 4
-		}
-		for k := 0; k < int(x[43]) && end+4 <= len(x); k++ {
-			if v := le.Uint32(x[end:]); ok5 && v != 1<<32-1 {
-				f.based(off+end, dataBase, gofunc+int64(v))
-				data = append(data, gofunc+int64(v))
-				if k == dataInlined {
-					trees[gofunc+int64(v)] = true
-				}
-			}
-			end += 4
+		at := t.tableAt + i*8
+		t.entry(at)
+		entry := t.tableAt + int64(le.Uint32(p[at+4:]))
+		f.based(s.off+int(at)+4, t.table, s.address+entry)
+		if entry <= int64(len(p))-44 {
+			t.function(entry)
 		}
 	}
-	f.based(s.off+int(table+count*8), textBase, code.address+int64(le.Uint32(p[table+count*8:])))
-	f.inlined(data, trees, nameBase, s.address+names, values-names)
+	t.entry(t.tableAt + count*8)
+	f.inlined(t.starts, t.trees, t.names, s.address+t.namesAt, t.unitsAt-t.namesAt)
+}
+
+// entry notes the address of a function's code.
+func (t *functionTable) entry(at int64) {
+	t.based(t.s.off+int(at), t.code, t.codeAddress+int64(le.Uint32(t.p[at:])))
+}
+
+// function notes the fields of one function, of 44 bytes and two lists.
+func (t *functionTable) function(at int64) {
+	x, off := t.p[at:], t.s.off+int(at)
+	t.entry(at)
+	t.based(off+4, t.names, t.s.address+t.namesAt+int64(le.Uint32(x[4:])))
+	for _, k := range []int{16, 20, 24} {
+		t.value(off+k, x[k:])
+	}
+	t.counted(Based32x4, off+32, t.units, t.s.address+t.unitsAt+4*int64(le.Uint32(x[32:])))
+	end := 44
+	for n := int(min(le.Uint32(x[28:]), 64)); n > 0 && end+4 <= len(x); n-- {
+		t.value(off+end, x[end:])
+		end += 4
+	}
+	for k := 0; k < int(x[43]) && end+4 <= len(x); k++ {
+		if v := le.Uint32(x[end:]); t.hasData && v != 1<<32-1 {
+			target := t.dataAddress + int64(v)
+			t.based(off+end, t.data, target)
+			t.starts = append(t.starts, target)
+			if k == dataInlined {
+				t.trees[target] = true
+			}
+		}
+		end += 4
+	}
+}
+
+// value notes where values by program counter are; 0 means that there are none.
+func (t *functionTable) value(off int, p []byte) {
+	if v := le.Uint32(p); v != 0 {
+		t.based(off, t.values, t.s.address+t.valuesAt+int64(v))
+	}
 }
 
 // inlined notes the names in the trees of what was inlined, among the data of
@@ -102,13 +142,6 @@ func (f *finder) inlined(data []int64, trees map[int64]bool, base uint16, names,
 			}
 			f.based(int(off)+4, base, names+name)
 		}
-	}
-}
-
-// value notes a field that counts from a base where 0 means that there is none.
-func (f *finder) value(off int, base uint16, from int64, p []byte) {
-	if v := le.Uint32(p); v != 0 {
-		f.based(off, base, from+int64(v))
 	}
 }
 

@@ -91,68 +91,24 @@ func decode(p []byte) (x instruction) {
 // operands reads on from the opcode.
 func operands(p []byte, at int, wide, short bool) (x instruction) {
 	op := p[at]
-	at++
-	what := opcodes[op]
-	group3 := op == 0xf6 || op == 0xf7
-	x.lea = op == 0x8d
-	switch skip, space := 0, byte(0); op {
-	case 0x0f, 0xc4, 0xc5, 0x62:
-		group3, x.lea = false, false
-		switch {
-		case op == 0xc5:
-			skip, space = 1, 1
-		case op == 0xc4 && at < len(p):
-			skip, space = 2, p[at]&31
-		case op == 0x62 && at < len(p):
-			skip, space = 3, p[at]&7
-		case op == 0x0f && at < len(p) && p[at] == 0x38:
-			skip, space = 1, 2
-		case op == 0x0f && at < len(p) && p[at] == 0x3a:
-			skip, space = 1, 3
-		case op == 0x0f:
-			space = 1
-		}
-		if at += skip; at >= len(p) || space == 0 || space > 7 {
-			return instruction{}
-		}
-		second := p[at]
-		at++
-		switch space {
-		case 1:
-			what = opcodes0f[second]
-		case 3:
-			what = hasModRM | imm8
-		default:
-			what = hasModRM
-		}
-	}
+	what, at := opcode(p, at)
 	if what&invalid != 0 {
-		return instruction{}
+		return x
 	}
+	x.lea = op == 0x8d
 	if what&hasModRM != 0 {
 		if at >= len(p) {
 			return instruction{}
 		}
-		modrm := p[at]
-		at++
-		mod, rm := modrm>>6, modrm&7
-		displacement := [4]int{0, 1, 4, 0}[mod]
-		switch {
-		case mod != 3 && rm == 4:
-			if at >= len(p) {
-				return instruction{}
+		if p[at]>>3&7 < 2 {
+			switch op {
+			case 0xf6:
+				what |= imm8
+			case 0xf7:
+				what |= imm32
 			}
-			if mod == 0 && p[at]&7 == 5 {
-				displacement = 4
-			}
-			at++
-		case mod == 0 && rm == 5:
-			displacement, x.field = 4, at
 		}
-		at += displacement
-		if group3 && modrm>>3&7 < 2 {
-			what |= map[bool]uint8{false: imm32, true: imm8}[op == 0xf6]
-		}
+		at, x.field = modRM(p, at)
 	}
 	if what&branch != 0 {
 		x.field, x.branch = at, true
@@ -163,6 +119,59 @@ func operands(p []byte, at int, wide, short bool) (x instruction) {
 	}
 	x.length = at
 	return x
+}
+
+// opcode says what follows the opcode at p[at:], and where that is.
+func opcode(p []byte, at int) (what uint8, next int) {
+	op := p[at]
+	at++
+	skip, space := 0, byte(1)
+	switch {
+	case op != 0x0f && op != 0xc4 && op != 0xc5 && op != 0x62:
+		return opcodes[op], at
+	case at >= len(p):
+		return invalid, at
+	case op == 0xc5:
+		skip = 1
+	case op == 0xc4:
+		skip, space = 2, p[at]&31
+	case op == 0x62:
+		skip, space = 3, p[at]&7
+	case p[at] == 0x38:
+		skip, space = 1, 2
+	case p[at] == 0x3a:
+		skip, space = 1, 3
+	}
+	at += skip
+	if at >= len(p) || space == 0 || space > 7 {
+		return invalid, at
+	}
+	switch space {
+	case 1:
+		return opcodes0f[p[at]], at + 1
+	case 3:
+		return hasModRM | imm8, at + 1
+	default:
+		return hasModRM, at + 1
+	}
+}
+
+// modRM returns what follows the operands at p[at:], and where their distance of
+// 4 bytes is, 0 if they have none.
+func modRM(p []byte, at int) (next, field int) {
+	mod, rm := p[at]>>6, p[at]&7
+	at++
+	displacement := [4]int{0, 1, 4, 0}[mod]
+	switch {
+	case mod != 3 && rm == 4:
+		if mod == 0 && at < len(p) && p[at]&7 == 5 {
+			displacement = 4
+		}
+		at++
+	case mod == 0 && rm == 5:
+		displacement, field = 4, at
+	}
+	return at + displacement, field
 }
 
 func immediate(what uint8, wide, short bool) (n int) {

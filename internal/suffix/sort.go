@@ -1,5 +1,7 @@
 package suffix
 
+import "slices"
+
 // symbol is what a text is made of: bytes at the top, names of substrings in
 // the recursion.
 type symbol interface{ byte | int32 }
@@ -126,8 +128,9 @@ func (s *sorter[T]) induce() {
 		sa[bucket[c]] = last
 	}
 	bucket[c]++
-	for i, j := range sa {
-		if j = sa[i]; j <= 0 {
+	for i := range sa {
+		j := sa[i]
+		if j <= 0 {
 			sa[i] = ^j
 			continue
 		}
@@ -187,10 +190,10 @@ func (s *sorter[T]) orderMinima(m int) {
 	// The names in the order of the text, at the end of the array.
 	reduced := sa[len(sa)-m:]
 	w := len(sa)
-	for i := len(rest) - 1; i >= 0; i-- {
-		if rest[i] != 0 {
+	for _, name := range slices.Backward(rest) { // the names never overtake what is read
+		if name != 0 {
 			w--
-			sa[w] = rest[i] - 1
+			sa[w] = name - 1
 		}
 	}
 	if names < m {

@@ -8,6 +8,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -33,7 +34,7 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, from, to string) error {
+func run(ctx context.Context, from, to string) (err error) {
 	have, err := list(from)
 	if err != nil {
 		return err
@@ -47,7 +48,7 @@ func run(ctx context.Context, from, to string) error {
 		if err != nil {
 			return err
 		}
-		defer f.Close()
+		defer func() { err = errors.Join(err, f.Close()) }()
 		if err := pprof.StartCPUProfile(f); err != nil {
 			return err
 		}
