@@ -15,7 +15,7 @@
 //
 //	8 bytes   "ASdelta" and 1, the version
 //	integer   length of the header, at most 1 MiB
-//	header    profile (0 default, 1 slow: larger tables); chunk size; 1 if chunk IDs cross, else 0; bytes of memory that
+//	header    profile (0 default, 1 fast, 2 slow: larger tables); chunk size; 1 if chunk IDs cross, else 0; bytes of memory that
 //	          Apply needs beyond the bases; number of wanted files in the list
 //	          that indices refer to; number of files in the delta; sum of their
 //	          sizes; number of sets; for each set the length of its name, the
@@ -119,6 +119,8 @@ type Profile uint8
 const (
 	// Default decodes at 20 MB/s or more, in 96 MiB beyond the bases.
 	Default Profile = iota
+	// Fast is for deltas that somebody waits for: bases are sampled, not sorted.
+	Fast
 	// Slow models all literals. It decodes at about 1 MB of literals a second, in
 	// 192 MiB beyond the bases.
 	Slow

@@ -163,6 +163,9 @@ func TestTheReceiverGetsWhatItLacks(t *testing.T) {
 	if slow, _ := roundTrip(t, have, want, contents, Options{Profile: Slow}); len(slow) > len(coded)+500 {
 		t.Errorf("%d bytes, slowly %d", len(coded), len(slow))
 	}
+	if fast, _ := roundTrip(t, have, want, contents, Options{Profile: Fast}); len(fast) > len(coded)+2000 {
+		t.Errorf("%d bytes, fast %d", len(coded), len(fast))
+	}
 	roundTrip(t, nil, want, contents, Options{})
 	roundTrip(t, have, nil, nil, Options{})
 	roundTrip(t, nil, nil, nil, Options{})

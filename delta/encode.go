@@ -133,9 +133,11 @@ func (e *encoder) group(ctx context.Context, g *group) error {
 	if err != nil {
 		return err
 	}
-	old, err := bindiff.NewOld(text)
-	if err != nil {
-		return err
+	old := bindiff.NewOldSampled(text)
+	if e.header.Profile != Fast {
+		if old, err = bindiff.NewOld(text); err != nil {
+			return err
+		}
 	}
 	if err := e.groupHead(g); err != nil {
 		return err
@@ -157,7 +159,7 @@ func (e *encoder) group(ctx context.Context, g *group) error {
 			}
 			crew.Go(func() error {
 				defer close(done)
-				a, err := alignPiece(ctx, g, &g.pieces[i], text, old, room)
+				a, err := e.alignPiece(ctx, g, &g.pieces[i], text, old, room)
 				if err == nil {
 					done <- a
 				}

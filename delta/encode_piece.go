@@ -21,7 +21,7 @@ type aligned struct {
 	fresh    *fresh          // the content, both nil unless references are predicted
 }
 
-func alignPiece(ctx context.Context, g *group, p *piece, text []byte, old *bindiff.Old, room *semaphore.Weighted) (a aligned, err error) {
+func (e *encoder) alignPiece(ctx context.Context, g *group, p *piece, text []byte, old *bindiff.Old, room *semaphore.Weighted) (a aligned, err error) {
 	if a.content, err = readFile(ctx, p.item.file, p.off, int64(p.size)); err != nil {
 		return a, err
 	}
@@ -32,7 +32,7 @@ func alignPiece(ctx context.Context, g *group, p *piece, text []byte, old *bindi
 	if p.predictable() && p.likest >= 0 {
 		base := text[start : start+int(g.bases[p.likest].length)]
 		if a.file = reference.Find(base); a.file != nil {
-			if a.fresh = freshOf(a.content); a.fresh != nil {
+			if a.fresh = freshOf(a.content); a.fresh != nil && e.header.Profile != Fast {
 				weight := min(int64(len(base)), rewrittenAtOnce)
 				if err := room.Acquire(ctx, weight); err != nil {
 					return a, err
@@ -179,6 +179,8 @@ func (e *encoder) modelling(p *piece, a *aligned) int64 {
 	e.modelled += int64(p.size) / modelledShare
 	switch {
 	case e.header.Profile == Slow:
+	case e.header.Profile == Fast:
+		return 0
 	case literals == 0 || literals > e.modelled:
 		return 0
 	default:

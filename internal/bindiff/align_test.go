@@ -24,7 +24,13 @@ func align(tb testing.TB, old, fresh []byte, hint int) (segments []Segment, righ
 	if err != nil {
 		tb.Fatal(err)
 	}
-	segments, err = o.Align(tb.Context(), fresh, hint)
+	check(tb, NewOldSampled(old), old, fresh, hint)
+	return check(tb, o, old, fresh, hint)
+}
+
+func check(tb testing.TB, o *Old, old, fresh []byte, hint int) (segments []Segment, right int) {
+	tb.Helper()
+	segments, err := o.Align(tb.Context(), fresh, hint)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -74,6 +80,15 @@ func TestMovedAndInsertedContentIsFound(t *testing.T) {
 	}
 	if len(s) > 5 {
 		t.Errorf("%d segments: %v", len(s), s)
+	}
+}
+
+func TestSamplesFindLongMatches(t *testing.T) {
+	r := rand.New(rand.NewPCG(4, 4))
+	a, b, c := random(r, 5000), random(r, 7000), random(r, 3000)
+	old, fresh := bytes.Join([][]byte{a, b, c}, nil), bytes.Join([][]byte{c, a, b[:3000], b[3100:]}, nil)
+	if _, right := check(t, NewOldSampled(old), old, fresh, 0); right < len(fresh)-100 {
+		t.Errorf("%d bytes right of %d", right, len(fresh))
 	}
 }
 

@@ -59,10 +59,7 @@ func run(ctx context.Context, from, to string) (err error) {
 			fmt.Printf("%9d missed %9d literal of %9d  %s  (%s)\n", p.Missed, p.Literal, p.Size, p.Path, p.Base)
 		}
 	}
-	profile := delta.Default
-	if os.Getenv("SLOW") != "" {
-		profile = delta.Slow
-	}
+	profile := map[string]delta.Profile{"fast": delta.Fast, "slow": delta.Slow}[os.Getenv("MODE")]
 	sets := []delta.Set{{Name: "old", Files: have}}
 	var out bytes.Buffer
 	var stats delta.Stats
