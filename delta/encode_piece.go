@@ -190,7 +190,7 @@ func (e *encoder) modelling(p *piece, a *aligned) int64 {
 }
 
 // modelledShare keeps decoding above 20 MB/s. (Measured November 2026.)
-const modelledShare = 50
+const modelledShare = 30
 
 // segment codes what is different in a segment of a piece that begins at off in
 // its file, in stretches that end where the receiver's chunks do.

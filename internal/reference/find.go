@@ -4,9 +4,9 @@ package reference
 type finder struct {
 	*elf
 	file   *File
-	tables []int64          // addresses that code takes in data: jump tables may be there
+	tables []uint32         // addresses that code takes in data: jump tables may be there
 	known  map[int64]uint16 // numbers of bases
-	places []int64          // addresses in data that something refers to: types may be there
+	places []uint32         // addresses in data that something refers to: types may be there
 }
 
 // add notes a field at an offset, whose target is an address counted from the
@@ -82,7 +82,7 @@ func (f *finder) find() {
 func (f *finder) absolute(off int, v, least uint64) {
 	if v >= least && v >= f.lowest && v-f.lowest < 1<<32 && f.loaded(int64(v-f.lowest)) {
 		f.add(Absolute64, off, int64(v-f.lowest))
-		f.places = append(f.places, int64(v-f.lowest))
+		f.places = append(f.places, uint32(v-f.lowest))
 	}
 }
 

@@ -25,8 +25,8 @@ type functionTable struct {
 
 	codeAddress, dataAddress int64
 	hasData                  bool
-	starts                   []int64        // where what functions have in data begins
-	trees                    map[int64]bool // those that say what was inlined
+	starts                   []uint32        // where what functions have in data begins
+	trees                    map[uint32]bool // those that say what was inlined
 }
 
 // functions notes the fields of the table of functions.
@@ -36,7 +36,7 @@ func (f *finder) functions(s *section, p []byte) {
 		return
 	}
 	place := func(at int) int64 { return int64(min(le.Uint64(p[at:]), uint64(len(p)))) }
-	t := &functionTable{finder: f, s: s, p: p, codeAddress: code.address, trees: map[int64]bool{}}
+	t := &functionTable{finder: f, s: s, p: p, codeAddress: code.address, trees: map[uint32]bool{}}
 	t.namesAt, t.unitsAt, t.valuesAt, t.tableAt = place(32), place(40), place(56), place(64)
 	filesAt := place(48)
 	count := int64(le.Uint64(p[8:]))
@@ -102,8 +102,8 @@ func (t *functionTable) function(at int64) {
 	}
 	for k := 0; k < int(x[43]) && end+4 <= len(x); k++ {
 		if v := le.Uint32(x[end:]); t.hasData && v != 1<<32-1 {
-			target := t.dataAddress + int64(v)
-			t.based(off+end, t.data, target)
+			target := uint32(t.dataAddress) + v
+			t.based(off+end, t.data, t.dataAddress+int64(v))
 			t.starts = append(t.starts, target)
 			if k == dataInlined {
 				t.trees[target] = true
@@ -122,17 +122,18 @@ func (t *functionTable) value(off int, p []byte) {
 
 // inlined notes the names in the trees of what was inlined, among the data of
 // functions: entries of 16 bytes, up to where the next data begins.
-func (f *finder) inlined(data []int64, trees map[int64]bool, base uint16, names, size int64) {
+func (f *finder) inlined(data []uint32, trees map[uint32]bool, base uint16, names, size int64) {
 	slices.Sort(data)
 	data = slices.Compact(data)
-	for i, from := range data {
+	for i, start := range data {
+		from := int64(start)
 		off, _, ok := Offset(f.loads, from)
-		if !ok || !trees[from] {
+		if !ok || !trees[start] {
 			continue
 		}
 		to := from + 1<<16
 		if i+1 < len(data) {
-			to = min(to, data[i+1])
+			to = min(to, int64(data[i+1]))
 		}
 		for ; from+16 <= to && off+16 <= int64(len(f.p)); from, off = from+16, off+16 {
 			x := f.p[off:]

@@ -35,8 +35,8 @@ func (f *finder) types() {
 	}
 	t := types{finder: f, p: f.p[off : off+to-from], off: int(off), from: from, base: base, code: code, textBase: textBase}
 	slices.Sort(f.places)
-	for _, place := range slices.Compact(f.places) {
-		if place >= from && place < to && place&7 == 0 {
+	for _, p := range slices.Compact(f.places) {
+		if place := int64(p); place >= from && place < to && place&7 == 0 {
 			t.find(int(place - from))
 		}
 	}

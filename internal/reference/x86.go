@@ -205,8 +205,8 @@ func (f *finder) x86(s *section, p []byte) {
 			if x.branch && f.executable(t) || !x.branch && t >= 0 && f.loaded(t) {
 				f.add(Relative32, s.off+at+x.field, t)
 				if x.lea && !f.executable(t) {
-					f.places = append(f.places, t)
-					f.tables = append(f.tables, t)
+					f.places = append(f.places, uint32(t))
+					f.tables = append(f.tables, uint32(t))
 				}
 			}
 		}
@@ -220,11 +220,12 @@ func (f *finder) x86(s *section, p []byte) {
 func (f *finder) jumpTables() {
 	slices.Sort(f.tables)
 	f.tables = slices.Compact(f.tables)
-	for i, t := range f.tables {
+	for i, at := range f.tables {
+		t := int64(at)
 		off, _, ok := Offset(f.loads, t)
 		end := t + 4096
 		if i+1 < len(f.tables) {
-			end = min(end, f.tables[i+1])
+			end = min(end, int64(f.tables[i+1]))
 		}
 		if !ok || t&3 != 0 {
 			continue
