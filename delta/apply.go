@@ -124,7 +124,7 @@ type decoder struct {
 func (d *decoder) run(ctx context.Context) error {
 	d.code = newCode(entropy.NewDecoder(d.frames.part(streamModel)), d.header.Profile)
 	for {
-		n, err := d.code.number(fieldPieces, 0, maxSegments)
+		n, err := d.code.number(fieldPieces, 0, groupPieces)
 		if err != nil {
 			return err
 		}

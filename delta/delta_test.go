@@ -277,6 +277,52 @@ func TestReadHeader(t *testing.T) {
 	}
 }
 
+func TestAFileThatCannotBeReadIsNamed(t *testing.T) {
+	gone := errors.New("gone")
+	fails := func(context.Context) (Content, error) { return nil, gone }
+	have, want, _ := pair()
+	want[0].Open = fails
+	if _, err := Encode(t.Context(), have, want, Options{}, new(bytes.Buffer)); !errors.Is(err, gone) || !strings.Contains(err.Error(), want[0].Path) {
+		t.Errorf("a wanted file: %v", err)
+	}
+	have, want, _ = pair()
+	coded, _ := encode(t, have, want, Options{})
+	have[0].Files[0].Open = fails
+	if _, err := Encode(t.Context(), have, want, Options{}, new(bytes.Buffer)); !errors.Is(err, gone) || !strings.Contains(err.Error(), have[0].Files[0].Path) {
+		t.Errorf("a base: %v", err)
+	}
+	if _, err := apply(t, coded, have, nil); !errors.Is(err, gone) || !errors.Is(err, ErrBase) || !strings.Contains(err.Error(), have[0].Files[0].Path) {
+		t.Errorf("a base of the receiver: %v", err)
+	}
+}
+
+func TestEncodeStopsWithItsContext(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	have, want, _ := pair()
+	if _, err := Encode(ctx, have, want, Options{}, new(bytes.Buffer)); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestManySmallFiles(t *testing.T) {
+	var have Set
+	var want []File
+	var contents [][]byte
+	for i := range 2000 {
+		old := random(uint64(i), i%700)
+		fresh := append(bytes.Clone(old), "and more"...)
+		name := fmt.Sprintf("node_modules/p%d/index.js", i)
+		have.Files = append(have.Files, file(name, old))
+		want = append(want, file(name, fresh))
+		contents = append(contents, fresh)
+	}
+	coded, _ := roundTrip(t, []Set{have}, want, contents, Options{})
+	if len(coded) > 2000*10 {
+		t.Errorf("%d bytes for %d files", len(coded), len(want))
+	}
+}
+
 func FuzzApply(f *testing.F) {
 	have, want, _ := pair()
 	coded, _ := encode(f, have, want, Options{})
@@ -284,8 +330,11 @@ func FuzzApply(f *testing.F) {
 	small := []Set{{Name: "s", Files: []File{file("a", []byte("some old content, of some length, to be changed"))}}}
 	coded, _ = encode(f, small, []File{file("a", []byte("some new content, of some length, to be changed"))}, Options{IDs: true})
 	f.Add(coded)
+	programs := []Set{{Name: "p", Files: []File{file("tool", program(40, nil))}}}
+	coded, _ = encode(f, programs, []File{file("tool", program(40, map[int]int{7: 12}))}, Options{})
+	f.Add(coded)
 	f.Fuzz(func(t *testing.T, p []byte) {
-		for _, h := range [][]Set{have, small} {
+		for _, h := range [][]Set{have, small, programs} {
 			if got, err := apply(t, p, h, nil); err == nil {
 				for i, p := range got.files {
 					if got.sizes[i] != int64(len(p)) {

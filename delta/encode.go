@@ -83,6 +83,9 @@ func (e *encoder) run(ctx context.Context, all []group) error {
 	}
 	e.code = newCode(entropy.NewEncoder(e.frames.part(streamModel)), e.header.Profile)
 	for i := range all {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		if err := e.group(ctx, &all[i]); err != nil {
 			return err
 		}
@@ -155,7 +158,10 @@ func (e *encoder) group(ctx context.Context, g *group) error {
 			select {
 			case queue <- done:
 			case <-ctx.Done():
-				return crew.Wait()
+				if err := crew.Wait(); err != nil {
+					return err
+				}
+				return ctx.Err()
 			}
 			crew.Go(func() error {
 				defer close(done)
@@ -187,7 +193,7 @@ func (e *encoder) group(ctx context.Context, g *group) error {
 
 func (e *encoder) groupHead(g *group) error {
 	k := e.code
-	if _, err := k.number(fieldPieces, int64(len(g.pieces)), int64(len(g.pieces))); err != nil {
+	if _, err := k.number(fieldPieces, int64(len(g.pieces)), groupPieces); err != nil {
 		return err
 	}
 	_, err := k.bases(g.bases, e.have, &e.base)

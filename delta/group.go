@@ -36,6 +36,9 @@ type group struct {
 // piece has more: sorting takes 4 bytes of memory for each.
 const groupBytes = 64 << 20
 
+// groupPieces is how many pieces a group has at most.
+const groupPieces = 1 << 16
+
 // groups cuts the items into pieces and these into groups.
 func groups(have []*File, items []item) []group {
 	var all []group
@@ -74,7 +77,7 @@ func groups(have []*File, items []item) []group {
 					more += s.length
 				}
 			}
-			if len(g.pieces) > 0 && total+more > groupBytes {
+			if len(g.pieces) == groupPieces || len(g.pieces) > 0 && total+more > groupBytes {
 				finish()
 			}
 			for _, s := range spans {
