@@ -122,7 +122,7 @@ const (
 	// Fast is for deltas that somebody waits for: bases are sampled, not sorted.
 	Fast
 	// Slow models all literals. It decodes at about 1 MB of literals a second, in
-	// 192 MiB beyond the bases.
+	// 208 MiB beyond the bases.
 	Slow
 	profiles
 )

@@ -2,7 +2,9 @@
 //
 //	benchdelta OLD NEW
 //
-// It checks that what is applied is what was wanted.
+// It checks that what is applied is what was wanted. In the environment, MODE is
+// fast or slow for these profiles, VERBOSE lists the files, and PROFILE names a
+// file for a profile of the CPU.
 package main
 
 import (
