@@ -84,10 +84,8 @@ func (s *hotStream) forgotten() bool {
 // runUncovered runs for as long as no Pusher brings the layers: what a start
 // reads comes from there without being asked for.
 func (s *hotStream) runUncovered(ctx context.Context) error {
-	for _, l := range s.layers {
-		if s.f.isCovered(l) {
-			return nil // not even the root is worth a request
-		}
+	if slices.ContainsFunc(s.layers, s.f.isCovered) {
+		return nil // not even the root is worth a request
 	}
 	run, cancel := context.WithCancel(ctx)
 	var watch sync.WaitGroup

@@ -269,7 +269,9 @@ func TestAnUpdateOfAnImageThatIsHereInPart(t *testing.T) {
 	coldToo := bytes.Clone(cold)
 	coldToo[0]++
 	two := s.push(t, "team/app", "2", []file{
-		{name: "same", content: same, hot: 1}, {name: "cold", content: coldToo, hot: 2}, {name: "part", content: changed, hot: 3},
+		{name: "same", content: same, hot: 1},
+		{name: "cold", content: coldToo, hot: 2},
+		{name: "part", content: changed, hot: 3},
 		{name: "copy", content: cold, hot: 4},
 	})
 	p := serve(t, t.TempDir(), "127.0.0.1:0", Options{})

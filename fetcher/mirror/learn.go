@@ -94,14 +94,9 @@ func (m *Mirror) learn(ctx context.Context, q request, man registry.Manifest) er
 	default:
 		return nil // a signature, a chart: nothing that runs
 	}
-	ref, ok := artifact.ParseRef(parsed.Annotations)
-	if !ok || len(layers) != len(parsed.Layers) {
-		ref = artifact.Ref{}
-	} else if !m.opts.Tables && ref.Hot != (artifact.Blob{}) {
-		// Without a hot set the root has no IDs at all, and each read would wait twice.
-		if layers, err = m.catalog.Bind(q.from, ref, layers); err != nil {
-			return err
-		}
+	ref, layers, err := m.bind(q, &parsed, layers)
+	if err != nil {
+		return err
 	}
 	if err := m.fetcher.Announce(slotsOf(layers)...); err != nil {
 		return err
@@ -147,6 +142,20 @@ func (m *Mirror) learn(ctx context.Context, q request, man registry.Manifest) er
 		m.report(ctx, q, img)
 	}
 	return m.fetcher.Fill(slotsOf(now)...)
+}
+
+// bind returns the artifact of an image, if it has one, and the layers as they are
+// served: from the artifact's root, if that says what a start needs.
+func (m *Mirror) bind(q request, parsed *ocispec.Manifest, layers []catalog.Layer) (artifact.Ref, []catalog.Layer, error) {
+	ref, ok := artifact.ParseRef(parsed.Annotations)
+	switch {
+	case !ok || len(layers) != len(parsed.Layers):
+		return artifact.Ref{}, layers, nil
+	case m.opts.Tables || ref.Hot == (artifact.Blob{}):
+		return ref, layers, nil // without a hot set the root has no IDs at all, and each read would wait twice
+	}
+	layers, err := m.catalog.Bind(q.from, ref, layers)
+	return ref, layers, err
 }
 
 func slotsOf(layers []catalog.Layer) []uint32 {
