@@ -226,17 +226,25 @@ func (f *Fetcher) get(ctx context.Context, t *ticket, b artifact.Blob, off, n in
 	return errors.Join(err, rc.Close())
 }
 
-// ownFromDisk makes the tree of a layer from its image's root if that is here; else it
-// is nil.
+// ownFromDisk makes the tree of a layer from its image's root if that is here, or from
+// the layer's own table: an image may have come in a bundle, or before anybody asked for
+// roots, and needs no link then. If neither is here it is nil.
 func (f *Fetcher) ownFromDisk(ctx context.Context, l *layer) *toc.Tree {
-	if _, here := f.store.HasBlob(digest.Digest(l.Own.Artifact.Root.Digest)); !here {
+	if _, here := f.store.HasBlob(digest.Digest(l.Own.Artifact.Root.Digest)); here {
+		if tree, err := f.ownFromRoot(ctx, l); err == nil {
+			return tree // else whoever brings it finds that, too
+		}
 		return nil
 	}
-	tree, err := f.ownFromRoot(ctx, l)
+	table, err := f.catalog.Layer(l.Own.Of)
 	if err != nil {
-		return nil // whoever brings it finds that, too
+		return nil
 	}
-	return tree
+	tree, err := f.store.Tree(table.TOC)
+	if err != nil {
+		return nil
+	}
+	return f.keepTree(ctx, l, tree)
 }
 
 // bringOwn has a layer's tree made from its image's root, or, if that is not to be

@@ -84,6 +84,35 @@ func TestStartFromTheRootAlone(t *testing.T) {
 	}
 }
 
+// Of an image that came without its root, in a bundle, and whose tables are here, the
+// root is not waited for.
+func TestTableThatIsHereStandsInForTheRoot(t *testing.T) {
+	img := newHotImage(t)
+	b := newBench(t, img.shore, t.TempDir(), img.at)
+	if err := b.Complete(t.Context(), slot); err != nil {
+		t.Fatal(err)
+	}
+	img.setMood(func(w http.ResponseWriter, _ *http.Request) bool {
+		http.Error(w, "nobody is there", http.StatusServiceUnavailable)
+		return true
+	})
+	requests := img.shore.asked()
+	own := img.bind(t, b)
+	if err := b.WarmFrom(src, img.ref, own); err != nil {
+		t.Fatal(err)
+	}
+	for name, content := range img.files {
+		img.want(t, b.openIn(t, own.Slot, name), name, 0, len(content))
+	}
+	if c, err := b.Completeness(own.Slot); err != nil || !c.Complete() {
+		t.Errorf("%+v, %v", c, err)
+	}
+	time.Sleep(100 * time.Millisecond) // for requests that should not be
+	if n := img.shore.asked(); n > requests {
+		t.Errorf("%d requests for what is here", n-requests)
+	}
+}
+
 // Once all pages are here, the tree is the one that the layer's own table makes.
 func TestWholeFromTheRoot(t *testing.T) {
 	img := newHotImage(t)
@@ -248,6 +277,8 @@ func TestRootThatContradictsTheTable(t *testing.T) {
 	other.toc, other.ref = blob, artifact.Ref{TOC: artifact.BlobOf(blob), Root: artifact.BlobOf(blob[:root]), Hot: img.ref.Hot}
 	other.spoilPages()
 	img.setMood(other.serveBlobs(nil))
+	// On another node: where the table is here first, the root is not even asked for.
+	b = newBench(t, img.shore, t.TempDir(), img.at)
 	own, err := b.catalog.Bind(src, other.ref, []catalog.Layer{img.info})
 	if err != nil {
 		t.Fatal(err)

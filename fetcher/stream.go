@@ -87,6 +87,9 @@ func (s *hotStream) runUncovered(ctx context.Context) error {
 	if slices.ContainsFunc(s.layers, s.f.isCovered) {
 		return nil // not even the root is worth a request
 	}
+	if s.isHere() {
+		return nil
+	}
 	run, cancel := context.WithCancel(ctx)
 	var watch sync.WaitGroup
 	for _, l := range s.layers {
@@ -100,6 +103,16 @@ func (s *hotStream) runUncovered(ctx context.Context) error {
 		return nil
 	}
 	return err
+}
+
+// isHere tells whether nothing of the layers is missing.
+func (s *hotStream) isHere() bool {
+	slots := make([]uint32, 0, len(s.layers))
+	for _, l := range s.layers {
+		slots = append(slots, l.Slot)
+	}
+	c, err := s.f.Completeness(slots...)
+	return err == nil && c.Complete()
 }
 
 // run brings the frames of which most is missing.

@@ -46,16 +46,19 @@ func digestOnShore(t *testing.T, tag string) string {
 // changed; and back.
 func TestBundleNeedsNoLink(t *testing.T) {
 	old, img := publish(t, "redis-1"), publish(t, "redis")
+	// The first has a hot set, and with it an artifact, which the bundle leaves out.
+	_, err := site.Convert(t.Context(), shore.binary, shore.reg, "redis-1:plain", "redis-1:recorded", "--record", "", "--ready", old.ReadyLine)
+	must(t, err)
 	s := newSite(t, site.Options{Profile: fast(t)})
 	ctx := t.Context()
-	_, err := s.Link.Cut(ctx)
+	_, err = s.Link.Cut(ctx)
 	must(t, err)
 	dir := t.TempDir()
 	ref := s.Ref("redis:ship")
 	one, two := filepath.Join(dir, "one.bundle"), filepath.Join(dir, "two.bundle")
-	first := packBundle(t, one, ref+"="+shore.reg.Host()+"/redis-1:lazy")
+	first := packBundle(t, one, ref+"="+shore.reg.Host()+"/redis-1:recorded")
 
-	was, is := digestOnShore(t, "redis-1:lazy"), digestOnShore(t, "redis:lazy")
+	was, is := digestOnShore(t, "redis-1:recorded"), digestOnShore(t, "redis:lazy")
 	// means pulls the name as containerd does, and starts it.
 	means := func(digest string, run node.Run) {
 		t.Helper()

@@ -67,7 +67,6 @@ func (w *Watch) addLayer(img v1.Image, desc v1.Descriptor) error {
 		return err
 	}
 	l.files = make([]string, l.tree.NumChunks())
-	l.served = make([]answer, l.tree.NumMembers())
 	names := map[uint32]string{} // an ID is a hash over all chunks of its file
 	for c := range uint32(l.tree.NumChunks()) {
 		entry := l.tree.ChunkFile(c)

@@ -62,6 +62,7 @@ type Watch struct {
 
 	mu      sync.Mutex
 	layers  map[string]*layer // guarded by mu; lazy ones, by digest of the blob in hex
+	served  map[place]answer  // guarded by mu; the last that a chunk was in, of whatever layer
 	counts  map[string]*Count // guarded by mu; the same
 	crashes []*crash          // guarded by mu
 }
@@ -73,14 +74,21 @@ type layer struct {
 	offset int64    // of the table in the blob
 	size   int64    // of the blob
 	files  []string // by chunk: the file of the store that holds it
-	served []answer // by member: the last that it was in; guarded by Watch.mu
 }
 
-// answer is where a member was in the answer to a request.
+// place is where a chunk is in the store.
+type place struct {
+	file   string
+	offset int64
+}
+
+func (l *layer) place(c uint32) place { return place{l.files[c], l.tree.Chunk(c).Offset} }
+
+// answer is where a chunk was in the answer to a request.
 type answer struct {
 	began   time.Time
 	arrival *registry.Arrival // nil: it was in none
-	end     int64             // bytes of the answer up to the member's end
+	end     int64             // bytes of the answer up to the end of the chunk's member
 }
 
 // lostIn tells whether the member was asked for before a crash and arrived so
@@ -95,7 +103,7 @@ func (a answer) lostIn(c *crash) bool {
 
 // New returns a Watch over the store in a daemon's root directory.
 func New(root string) *Watch {
-	return &Watch{dir: filepath.Join(root, "store"), layers: map[string]*layer{}, counts: map[string]*Count{}}
+	return &Watch{dir: filepath.Join(root, "store"), layers: map[string]*layer{}, served: map[place]answer{}, counts: map[string]*Count{}}
 }
 
 // Count returns what was counted of the config and the layers of images, or
@@ -194,10 +202,11 @@ func (w *Watch) request(r *http.Request) (done func()) {
 	var forgiven int64
 	var since string
 	for _, m := range members {
-		if is := l.tree.Member(m); slices.ContainsFunc(w.crashes, l.served[m].lostIn) {
+		is, brought := l.tree.Member(m), w.broughtBy(l, m)
+		if slices.ContainsFunc(w.crashes, brought.lostIn) {
 			forgiven += is.End - is.Offset
 		} else if since == "" {
-			since = l.served[m].since(w.crashes)
+			since = brought.since(w.crashes)
 		}
 	}
 	w.mu.Unlock()
@@ -239,9 +248,21 @@ func (w *Watch) handedOver(l *layer, from, to int64, a answer) {
 	for m := range uint32(l.tree.NumMembers()) {
 		if at := l.tree.Member(m); at.Offset < to && at.End > from {
 			a.end = at.End - from
-			l.served[m] = a
+			for c, end := l.tree.MemberChunks(m); c < end; c++ {
+				w.served[l.place(c)] = a
+			}
 		}
 	}
+}
+
+// broughtBy returns the last answer that brought a chunk of a member. w.mu is held.
+func (w *Watch) broughtBy(l *layer, m uint32) (last answer) {
+	for c, end := l.tree.MemberChunks(m); c < end; c++ {
+		if a := w.served[l.place(c)]; a.began.After(last.began) {
+			last = a
+		}
+	}
+	return last
 }
 
 // here returns how many bytes of a range are there, and the members that they
