@@ -73,10 +73,8 @@ func (m *Mirror) learn(ctx context.Context, q request, man registry.Manifest) er
 	if known, err := m.known(q, man); known || err != nil {
 		return err
 	}
-	if m.opts.Settle != nil {
-		if err := m.opts.Settle(ctx, q.from, man); err != nil {
-			return err
-		}
+	if err := m.settle(ctx, q.from, man); err != nil {
+		return err
 	}
 	layers, err := m.catalog.Layers(q.from, man.Body)
 	if errors.Is(err, catalog.ErrInvalid) {
@@ -142,6 +140,13 @@ func (m *Mirror) learn(ctx context.Context, q request, man registry.Manifest) er
 		m.report(ctx, q, img)
 	}
 	return m.fetcher.Fill(slotsOf(now)...)
+}
+
+func (m *Mirror) settle(ctx context.Context, src catalog.Source, man registry.Manifest) error {
+	if m.opts.Settle == nil {
+		return nil
+	}
+	return m.opts.Settle(ctx, src, man)
 }
 
 // bind returns the artifact of an image, if it has one, and the layers as they are
