@@ -21,12 +21,22 @@ func TestANodesRateHolds(t *testing.T) {
 	n := newNode()
 	pull := sess.Pull(all(img), n)
 	await(t, "the first chunks", func() bool { return n.count() > 1 })
-	before, _ := r.crossed()
-	began := time.Now()
-	time.Sleep(time.Second)
-	after, _ := r.crossed()
-	if got := float64(after-before) / time.Since(began).Seconds(); got > 1.1*rate || got < 0.7*rate {
-		t.Errorf("%.0f bytes/s at a cap of %d", got, rate)
+	var most float64
+	for range 3 { // a busy machine may take its time; it never makes more of it
+		before, _ := r.crossed()
+		began := time.Now()
+		time.Sleep(time.Second)
+		after, _ := r.crossed()
+		got := float64(after-before) / time.Since(began).Seconds()
+		if got > 1.1*rate {
+			t.Errorf("%.0f bytes/s at a cap of %d", got, rate)
+		}
+		if most = max(most, got); most > 0.7*rate {
+			break
+		}
+	}
+	if most < 0.7*rate {
+		t.Errorf("at most %.0f bytes/s at a cap of %d", most, rate)
 	}
 	asked := time.Now()
 	pull.Demand(link.Demand, 1, 4) // the last of the plan
@@ -35,7 +45,7 @@ func TestANodesRateHolds(t *testing.T) {
 		t.Errorf("a demand took %v", took)
 	}
 	sess.Terms(0)
-	began = time.Now()
+	began := time.Now()
 	wait(t, pull)
 	if took := time.Since(began); took > time.Second {
 		t.Errorf("without a cap the rest took %v", took)
