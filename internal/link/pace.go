@@ -107,7 +107,8 @@ type brake struct {
 	least   time.Duration // the shortest round trip
 	held    int64         // bytes/s; 0: not held
 	renewed time.Time     // when BBR began anew last
-	rested  time.Time     // when there was a pause last: the best rate is none of the link's after one
+	steady  bool          // there had been no pause for long, then: the best rate is the link's
+	rested  time.Time     // when there was a pause last
 }
 
 const (
@@ -129,8 +130,9 @@ const (
 	// need not: TCP remembers the shortest of five minutes. So where a round trip is
 	// longer than farAway, BBR begins anew before it comes to that, best after a pause.
 	// For some round trips it would send at three times the rate then to find it out; so
-	// long it is held to what is known, if there was no pause
-	// within two of them.
+	// long it is held to what is known. After a pause nothing is: to hold it to what has
+	// been delivered since would have it take that for the link's rate, and come to
+	// the real one in half a minute.
 	renewEvery = 9 * time.Second
 	renewAfter = 4 * time.Second // if there was a pause
 	aPause     = 100 * time.Millisecond
@@ -148,7 +150,7 @@ func (b *brake) rate(now time.Time, t TCP, most int64) int64 {
 	b.best = max(int64(float64(b.best)*faded), t.Rate)
 	if t.Control == "bbr" {
 		b.held = 0
-		if now.Sub(b.renewed) < afresh*t.RTT && now.Sub(b.rested) > 2*t.RTT {
+		if b.steady && now.Sub(b.renewed) < afresh*t.RTT {
 			b.held = int64(probed * float64(b.best))
 		}
 	} else {
@@ -176,6 +178,11 @@ func (b *brake) watch(t TCP) {
 	}
 }
 
+// began notes that BBR has begun anew after a pause.
+func (b *brake) began(now time.Time) {
+	b.best, b.held, b.renewed, b.steady, b.rested = 0, 0, now, false, now
+}
+
 // renew tells whether BBR is to begin anew now that something is to be sent, after a
 // pause of d.
 func (b *brake) renew(now time.Time, t TCP, d time.Duration) bool {
@@ -186,6 +193,6 @@ func (b *brake) renew(now time.Time, t TCP, d time.Duration) bool {
 	if t.Control != "bbr" || t.MinRTT < farAway || t.Rate <= 0 || since < renewAfter || since < renewEvery && d < aPause {
 		return false
 	}
-	b.renewed = now
+	b.renewed, b.steady = now, now.Sub(b.rested) > afresh*t.RTT
 	return true
 }

@@ -43,3 +43,23 @@ func TestBucket(t *testing.T) {
 		t.Errorf("%.0f bytes in 10 s at 100,000", all)
 	}
 }
+
+// What a connection has delivered since a pause, or since it began, is not what the
+// link carries: BBR is not held to it.
+func TestBBRIsNotHeldToWhatItBeganWith(t *testing.T) {
+	at := time.Now()
+	slow := TCP{Control: "bbr", RTT: 600 * time.Millisecond, MinRTT: 600 * time.Millisecond, Rate: 30_000}
+	b := brake{rested: at}
+	at = at.Add(time.Second)
+	if !b.renew(at, slow, 0) || b.rate(at, slow, 0) != 0 {
+		t.Errorf("a connection that has just begun is held to %d bytes/s", b.rate(at, slow, 0))
+	}
+	at = at.Add(renewEvery)
+	if !b.renew(at, slow, 0) || b.rate(at, slow, 0) == 0 {
+		t.Error("one that has been sending for long is not held")
+	}
+	at = at.Add(renewEvery)
+	if !b.renew(at, slow, time.Second) || b.rate(at, slow, 0) != 0 {
+		t.Errorf("after a pause it is held to %d bytes/s", b.rate(at, slow, 0))
+	}
+}

@@ -150,6 +150,7 @@ func (s *Sender) pieces(ctx context.Context) error {
 	var sent int64
 	var looked time.Time
 	warm := false
+	s.brake.rested = time.Now()
 	var paused time.Duration // before this piece
 	p := portions{piece: usualPiece, ahead: mostAhead, lowWater: mostLowWater}
 	for {
@@ -162,6 +163,7 @@ func (s *Sender) pieces(ctx context.Context) error {
 			if sent, warm, err = s.warm(ctx, sent); err != nil {
 				return err
 			}
+			s.brake.rested = time.Now()
 			continue
 		}
 		if m == nil {

@@ -32,6 +32,11 @@ func (s *Sender) warm(ctx context.Context, sent int64) (_ int64, warm bool, err 
 	if !s.idle(ctx, warmAfter) {
 		return sent, false, ctx.Err()
 	}
+	defer func() {
+		if warm {
+			s.forgetRate()
+		}
+	}()
 	for range warmRounds {
 		t := s.sock.tcp()
 		if t.Window == 0 || t.Window >= warmWindow || t.MinRTT < farAway {
@@ -64,6 +69,19 @@ func (s *Sender) warm(ctx context.Context, sent int64) (_ int64, warm bool, err 
 		}
 	}
 	return sent, true, nil
+}
+
+// forgetRate has BBR begin anew behind packets that were too small to show what the
+// link carries: else it takes their few bytes for all there is, and comes to the real
+// rate in half a minute.
+func (s *Sender) forgetRate() {
+	t := s.sock.tcp()
+	if t.Control != "bbr" || t.MinRTT < farAway {
+		return
+	}
+	s.sock.pace(0)
+	s.sock.renew()
+	s.brake.began(time.Now())
 }
 
 // gone waits until all that was sent has left this machine, so that what is sent next
