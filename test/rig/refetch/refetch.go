@@ -61,10 +61,10 @@ type Watch struct {
 	dir string // of the node's store
 
 	mu      sync.Mutex
-	layers  map[string]*layer // guarded by mu; lazy ones, by digest of the blob in hex
-	served  map[place]answer  // guarded by mu; the last that a chunk was in, of whatever layer
-	counts  map[string]*Count // guarded by mu; the same
-	crashes []*crash          // guarded by mu
+	layers  map[string]*layer  // guarded by mu; lazy ones, by digest of the blob in hex
+	served  map[place][]answer // guarded by mu; those that a chunk was in, of whatever layer
+	counts  map[string]*Count  // guarded by mu; the same
+	crashes []*crash           // guarded by mu
 }
 
 // layer is a lazy layer that the watch knows.
@@ -103,7 +103,7 @@ func (a answer) lostIn(c *crash) bool {
 
 // New returns a Watch over the store in a daemon's root directory.
 func New(root string) *Watch {
-	return &Watch{dir: filepath.Join(root, "store"), layers: map[string]*layer{}, served: map[place]answer{}, counts: map[string]*Count{}}
+	return &Watch{dir: filepath.Join(root, "store"), layers: map[string]*layer{}, served: map[place][]answer{}, counts: map[string]*Count{}}
 }
 
 // Count returns what was counted of the config and the layers of images, or
@@ -202,8 +202,8 @@ func (w *Watch) request(r *http.Request) (done func()) {
 	var forgiven int64
 	var since string
 	for _, m := range members {
-		is, brought := l.tree.Member(m), w.broughtBy(l, m)
-		if slices.ContainsFunc(w.crashes, brought.lostIn) {
+		is := l.tree.Member(m)
+		if brought, lost := w.broughtBy(l, m); lost {
 			forgiven += is.End - is.Offset
 		} else if since == "" {
 			since = brought.since(w.crashes)
@@ -249,20 +249,30 @@ func (w *Watch) handedOver(l *layer, from, to int64, a answer) {
 		if at := l.tree.Member(m); at.Offset < to && at.End > from {
 			a.end = at.End - from
 			for c, end := l.tree.MemberChunks(m); c < end; c++ {
-				w.served[l.place(c)] = a
+				w.served[l.place(c)] = append(w.served[l.place(c)], a)
 			}
 		}
 	}
 }
 
-// broughtBy returns the last answer that brought a chunk of a member. w.mu is held.
-func (w *Watch) broughtBy(l *layer, m uint32) (last answer) {
+// broughtBy returns the last answer that brought a chunk of a member, and whether a
+// crash may have taken what it brought. One that broke off brought nothing. w.mu is
+// held.
+func (w *Watch) broughtBy(l *layer, m uint32) (last answer, lost bool) {
 	for c, end := l.tree.MemberChunks(m); c < end; c++ {
-		if a := w.served[l.place(c)]; a.began.After(last.began) {
-			last = a
+		for _, a := range slices.Backward(w.served[l.place(c)]) {
+			if slices.ContainsFunc(w.crashes, a.lostIn) {
+				return a, true
+			}
+			if a.arrival.Has(a.end) {
+				if a.began.After(last.began) {
+					last = a
+				}
+				break
+			}
 		}
 	}
-	return last
+	return last, false
 }
 
 // here returns how many bytes of a range are there, and the members that they

@@ -107,6 +107,14 @@ func (a *Arrival) At(n int64) (time.Time, bool) {
 	return a.ended, !a.ended.IsZero()
 }
 
+// Has tells whether the first n bytes of the answer's body are known to have
+// arrived; see At.
+func (a *Arrival) Has(n int64) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.blind && a.out || len(a.steps) > 0 && a.steps[len(a.steps)-1].bytes >= n
+}
+
 // sent returns how many bytes of a connection the other end has acknowledged,
 // and how many wait for that.
 func sent(raw syscall.RawConn) (acked, queued int64, err error) {
