@@ -125,25 +125,9 @@ func (m *hotSent) Write(p []byte) (int, error) {
 }
 
 // warmed waits until nothing of the hot set is missing.
-func (b *bench) warmed(t *testing.T) {
-	t.Helper()
-	waitFor(t, func() bool {
-		c, err := b.Completeness(slot)
-		if err != nil {
-			t.Fatal(err)
-		}
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		return c.Hot() && len(b.queue.transfers)+len(b.queue.hot) == 0
-	})
-}
+func (b *bench) warmed(t *testing.T) { t.Helper(); b.settled(t, slot) }
 
-func (img *hotImage) read(t *testing.T, b *bench) {
-	t.Helper()
-	for _, r := range hotReads {
-		img.want(t, b.openIn(t, slot, r.name), r.name, r.off, r.n)
-	}
-}
+func (img *hotImage) read(t *testing.T, b *bench) { t.Helper(); img.readIn(t, b, slot) }
 
 func TestHotSetCrossesAsOneBlob(t *testing.T) {
 	img := newHotImage(t)

@@ -6,13 +6,11 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"strconv"
 	"time"
 
 	"github.com/klauspost/compress/gzip"
@@ -30,8 +28,7 @@ var ErrBadTable = errors.New("the layer's table of contents is not valid")
 var errWrongBytes = errors.New("what arrived is not its table of contents")
 
 const (
-	tableName  = "stargz.index.json"
-	footerSize = 51 // bytes, of eStargz
+	tableName = "stargz.index.json"
 
 	// tailGuess is how much of a layer's end is fetched when nothing says
 	// where its table begins: enough for some 600 files, and below a round
@@ -173,7 +170,7 @@ func (t *tableFetch) find(ctx context.Context, ticket *ticket) error {
 	if err := t.copy(ctx, ticket, &tail, begin); err != nil {
 		return err
 	}
-	at, err := parseFooter(tail.Bytes())
+	at, err := toc.ParseFooter(tail.Bytes())
 	if err != nil || at >= l.Size || l.Size-at > maxTable {
 		return fmt.Errorf("fetcher: layer %s: %w: no eStargz footer", l.Blob, errWrongBytes)
 	}
@@ -267,27 +264,6 @@ func (t *tableFetch) parse(ctx context.Context) (*toc.Tree, error) {
 		return nil, fmt.Errorf("%w: %w", errLocal, err)
 	}
 	return t.f.store.Tree(l.TOC)
-}
-
-// parseFooter returns where the table begins, as the last bytes of an eStargz
-// blob say: an empty gzip member whose extra field "SG" is the offset in 16
-// hex digits and the word STARGZ.
-func parseFooter(tail []byte) (offset int64, err error) {
-	bad := errors.New("not an eStargz footer")
-	if len(tail) < footerSize {
-		return 0, bad
-	}
-	b := tail[len(tail)-footerSize:]
-	extra := b[12 : 12+26]
-	if b[0] != 0x1f || b[1] != 0x8b || b[3]&4 == 0 || binary.LittleEndian.Uint16(b[10:]) != 26 ||
-		extra[0] != 'S' || extra[1] != 'G' || binary.LittleEndian.Uint16(extra[2:]) != 22 || string(extra[20:]) != "STARGZ" {
-		return 0, bad
-	}
-	offset, err = strconv.ParseInt(string(extra[4:20]), 16, 64)
-	if err != nil || offset <= 0 {
-		return 0, bad
-	}
-	return offset, nil
 }
 
 // readTable verifies and parses a table: a gzip member that holds a tar with

@@ -5,7 +5,6 @@ import (
 	"bufio"
 	"context"
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -40,10 +39,7 @@ func tocOf(d ocispec.Descriptor) digest.Digest {
 	return digest.Digest(d.Annotations[annotation.TOCDigest])
 }
 
-const (
-	tableName  = "stargz.index.json"
-	footerSize = 51 // bytes, of eStargz
-)
+const tableName = "stargz.index.json"
 
 // trees brings the layers here, and reads the tables of what receivers have.
 func (p *packer) trees(ctx context.Context) error {
@@ -88,7 +84,7 @@ func (l *layer) fetch(ctx context.Context, dir string) error {
 	if n != l.desc.Size || hex.EncodeToString(h.Sum(nil)) != l.desc.Digest.Encoded() {
 		return fmt.Errorf("%w: %d bytes of %d", ErrContent, n, l.desc.Size)
 	}
-	tail := make([]byte, min(footerSize, n))
+	tail := make([]byte, min(toc.FooterSize, n))
 	if _, err := l.file.ReadAt(tail, n-int64(len(tail))); err != nil {
 		return err
 	}
@@ -104,23 +100,14 @@ func (l *layer) openTable() (io.Reader, int64, error) {
 	return unpackTable(io.NewSectionReader(l.file, l.at, l.desc.Size-l.at))
 }
 
-// parseFooter returns where the table begins: an empty gzip member at the end, whose
-// extra field "SG" is the offset in 16 hex digits and the word STARGZ.
-func parseFooter(b []byte, size int64) (offset int64, err error) {
-	bad := errors.New("it has no eStargz footer")
-	if len(b) != footerSize {
-		return 0, bad
+// parseFooter returns where the table of a blob begins, as its footer, all of it and
+// nothing else, says.
+func parseFooter(b []byte, size int64) (int64, error) {
+	offset, err := toc.ParseFooter(b)
+	if err == nil && (len(b) != toc.FooterSize || offset >= size) {
+		err = errors.New("it has no eStargz footer")
 	}
-	extra := b[12 : 12+26]
-	if b[0] != 0x1f || b[1] != 0x8b || b[3]&4 == 0 || binary.LittleEndian.Uint16(b[10:]) != 26 ||
-		extra[0] != 'S' || extra[1] != 'G' || binary.LittleEndian.Uint16(extra[2:]) != 22 || string(extra[20:]) != "STARGZ" {
-		return 0, bad
-	}
-	offset, err = strconv.ParseInt(string(extra[4:20]), 16, 64)
-	if err != nil || offset <= 0 || offset >= size {
-		return 0, bad
-	}
-	return offset, nil
+	return offset, err
 }
 
 // unpackTable opens the JSON in the gzip member that holds a table: a tar with one
@@ -168,11 +155,11 @@ func remoteTable(ctx context.Context, s Source, d ocispec.Descriptor, workDir st
 	}
 	at, err := strconv.ParseInt(d.Annotations[annotation.TOCOffset], 10, 64)
 	if err != nil || at <= 0 || at >= d.Size {
-		tail, err := s.BlobFrom(ctx, desc, max(0, d.Size-footerSize))
+		tail, err := s.BlobFrom(ctx, desc, max(0, d.Size-toc.FooterSize))
 		if err != nil {
 			return nil, err
 		}
-		b, err := io.ReadAll(io.LimitReader(tail, footerSize+1))
+		b, err := io.ReadAll(io.LimitReader(tail, toc.FooterSize+1))
 		if err = errors.Join(err, tail.Close()); err == nil {
 			at, err = parseFooter(b, d.Size)
 		}

@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"archive/tar"
 	"bytes"
 	"encoding/json"
 	"fmt"
@@ -146,21 +145,8 @@ func (s *shore) push(tb testing.TB, repo, tag string, layers ...[]file) *testIma
 
 func buildLayer(tb testing.TB, files []file) (blob []byte, tocDigest digest.Digest, at int64, diff digest.Digest) {
 	tb.Helper()
-	var buf bytes.Buffer
-	w := tar.NewWriter(&buf)
-	for _, f := range files {
-		err := w.WriteHeader(&tar.Header{Name: f.name, Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(f.content))})
-		if err == nil {
-			_, err = w.Write(f.content)
-		}
-		if err != nil {
-			tb.Fatal(err)
-		}
-	}
-	if err := w.Close(); err != nil {
-		tb.Fatal(err)
-	}
-	built, err := estargz.Build(io.NewSectionReader(bytes.NewReader(buf.Bytes()), 0, int64(buf.Len())), estargz.WithChunkSize(64<<10))
+	raw := plainTar(tb, files)
+	built, err := estargz.Build(io.NewSectionReader(bytes.NewReader(raw), 0, int64(len(raw))), estargz.WithChunkSize(64<<10))
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -200,7 +200,7 @@ func (s *onShore) resume(images []catalog.Image) {
 		known := knownImage{registry.Manifest{Digest: img.Manifest, MediaType: img.MediaType, Body: raw}, raw}
 		p := s.goOn(l.Sources[0], img, known)
 		if p == nil {
-			p = s.ask(l.Sources[0], img.Manifest.String(), known)
+			p = s.askAsKnown(l.Sources[0], img.Manifest.String(), known)
 		}
 		if err := p.cover(raw); err != nil {
 			s.log.Warn("an image is not asked of the proxy", slog.String("manifest", img.Manifest.String()), slog.Any("error", err))

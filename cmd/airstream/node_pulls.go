@@ -16,6 +16,15 @@ import (
 
 // ask asks for an image, of which a part is here, or nothing.
 func (s *onShore) ask(src catalog.Source, ref string, known knownImage) *shorePull {
+	// A hot set may have become whole a moment ago. It costs no look at the disk.
+	if err := s.takeInventory(); err != nil {
+		s.log.Warn("it is not known which images are here", slog.Any("error", err))
+	}
+	return s.askAsKnown(src, ref, known)
+}
+
+// askAsKnown asks, with what the last inventory found.
+func (s *onShore) askAsKnown(src catalog.Source, ref string, known knownImage) *shorePull {
 	p, req := s.newPull(src, ref, known), s.request(src, ref, known)
 	return s.enlist(p, func() *link.Pull { return s.session.Pull(req, p) })
 }
@@ -25,10 +34,6 @@ func (s *onShore) request(src catalog.Source, ref string, known knownImage) link
 	where := src.Host + "/" + src.Repo + ":" + ref
 	if digest.Digest(ref).Validate() == nil {
 		where = src.Host + "/" + src.Repo + "@" + ref
-	}
-	// A hot set may have become whole a moment ago. It costs no look at the disk.
-	if err := s.takeInventory(); err != nil {
-		s.log.Warn("it is not known which images are here", slog.Any("error", err))
 	}
 	req := link.Request{Reference: where, Platform: "linux/" + runtime.GOARCH, Depth: link.Start, Manifest: known.manifest, Outlines: s.cfg.Unconverted}
 	req.Have, req.Warm = s.inventory(src)

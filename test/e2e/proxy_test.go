@@ -97,10 +97,16 @@ func TestProxyIsAllThatANodeNeeds(t *testing.T) {
 // some of that has crossed.
 func (sc *scene) read(ctx context.Context, t *testing.T, tg *target) *checking {
 	t.Helper()
+	return sc.readHalf(ctx, t, sc.Ref(tg.tag()), tg)
+}
+
+// readHalf does it with an image of the target's content.
+func (sc *scene) readHalf(ctx context.Context, t *testing.T, ref string, tg *target) *checking {
+	t.Helper()
 	before := sc.down(ctx, t)
-	_, err := sc.cri.PullImage(ctx, sc.Ref(tg.tag()), nil)
+	_, err := sc.cri.PullImage(ctx, ref, nil)
 	must(t, err)
-	c, err := sc.run(ctx, sc.Ref(tg.tag()), tg, "-pause", "2ms")
+	c, err := sc.run(ctx, ref, tg, "-pause", "2ms")
 	must(t, err)
 	waitUntil(t, "some of it has crossed", func() bool { return sc.down(ctx, t)-before > tg.spec.Size/2 })
 	if r, err := c.report(); err != nil || r.Passes > 0 {

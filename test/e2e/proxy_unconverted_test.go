@@ -127,16 +127,7 @@ func (sc *scene) wantTreeOf(t *testing.T, img *images.Image, tag string) {
 // reads it when a part of it has crossed.
 func (sc *scene) unconverted(ctx context.Context, t *testing.T, tg *target) *checking {
 	t.Helper()
-	before := sc.down(ctx, t)
-	_, err := sc.cri.PullImage(ctx, sc.Ref(tg.name+":plain"), nil)
-	must(t, err)
-	c, err := sc.run(ctx, sc.Ref(tg.name+":plain"), tg, "-pause", "2ms")
-	must(t, err)
-	waitUntil(t, "some of it has crossed", func() bool { return sc.down(ctx, t)-before > tg.spec.Size/2 })
-	if r, err := c.report(); err != nil || r.Passes > 0 {
-		t.Fatalf("too early or too late for an outage: %+v, %v", r, err)
-	}
-	return c
+	return sc.readHalf(ctx, t, sc.Ref(tg.name+":plain"), tg)
 }
 
 // The proxy dies while a container reads an image that was never converted, then the
